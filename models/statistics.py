@@ -1,0 +1,112 @@
+"""Realistic BatchNorm statistics for untrained networks.
+
+A freshly initialised ResNet makes a poor benchmark subject: its running statistics are 0 and 1, so activations grow
+from block to block, and every channel has the same range. Here each channel gets a scale and a shift of its own, as
+training would leave them, and the running statistics are measured.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def smooth_images(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+    """Random images with energy at every scale and most of it in the coarse ones, as photographs have.
+
+    Args:
+      key: a JAX random key.
+      shape: `(n, height, width, channels)`.
+
+    Returns:
+      `float32[n, height, width, channels]`; each image has mean 0 and deviation 1.
+    """
+    n, height, width, channels = shape
+    images = jnp.zeros(shape, jnp.float32)
+    grid = 4
+    while True:
+        rows, columns = min(grid, height), min(grid, width)
+        noise = jax.random.normal(jax.random.fold_in(key, grid), (n, rows, columns, channels))
+        # Amplitude falls as 1/sqrt(frequency): rougher than photographs, so that the last stages see variety too.
+        images += jax.image.resize(noise, shape, "linear") / jnp.sqrt(jnp.float32(grid))
+        if grid >= max(height, width):
+            break
+        grid *= 4
+    images -= jnp.mean(images, axis=(1, 2, 3), keepdims=True)
+    return images / jnp.std(images, axis=(1, 2, 3), keepdims=True)
+
+
+@nnx.jit
+def _measure(model: nnx.Module, images: jax.Array) -> None:
+    model(images)
+
+
+def calibrate_batch_norm(
+    model: nnx.Module,
+    key: jax.Array,
+    image_size: int,
+    batches: int = 1,
+    *,
+    batch_size: int = 4,
+    channels: int = 3,
+) -> nnx.Module:
+    """Gives an untrained network realistic BatchNorm parameters and statistics, in place.
+
+    Scales are drawn log-normally around 0.35 (about 0.1 to 1.2), shifts normally around -0.05 with deviation 0.2; then
+    running means and variances are measured on `smooth_images`. The result depends on `key` and the arguments alone.
+
+    Args:
+      model: any nnx model that maps `float32[n, image_size, image_size, channels]` images to something.
+      key: a JAX random key.
+      image_size: height and width of the images.
+      batches: how many batches to measure on.
+      batch_size: images in each.
+      channels: channels of the images.
+
+    Returns:
+      `model`, in evaluation mode.
+
+    Raises:
+      ValueError: if the model has no BatchNorm with scale and bias, or `batches` is not positive.
+    """
+    if batches < 1:
+        raise ValueError(f"batches must be at least 1, got {batches}")
+    norms = [m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.BatchNorm) and m.use_scale and m.use_bias]
+    if not norms:
+        raise ValueError(f"{type(model).__name__} has no BatchNorm with scale and bias to calibrate")
+
+    # Drawn by NumPy, for jax would compile a sampler for every channel count.
+    parameter_key, image_key = jax.random.split(key)
+    draw = np.random.default_rng(np.asarray(jax.random.key_data(parameter_key)).ravel())
+    for norm in norms:
+        scale = 0.35 * np.exp(draw.normal(0, 0.4, norm.num_features))
+        bias = draw.normal(-0.05, 0.2, norm.num_features)
+        norm.scale.set_value(jnp.asarray(scale, norm.scale.get_value().dtype))
+        norm.bias.set_value(jnp.asarray(bias, norm.bias.get_value().dtype))
+
+    # With momentum 0 the running statistics of a training pass are those of its batch.
+    momenta = [norm.momentum for norm in norms]
+    model.train()
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        shape = (batch_size, image_size, image_size, channels)
+        means, variances = [], []
+        for i in range(batches):
+            _measure(model, smooth_images(jax.random.fold_in(image_key, i), shape))
+            means.append([np.asarray(norm.mean.get_value()) for norm in norms])
+            variances.append([np.asarray(norm.var.get_value()) for norm in norms])
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.eval()
+
+    for i, norm in enumerate(norms):
+        mean = np.stack([m[i] for m in means])
+        var = np.stack([v[i] for v in variances])
+        norm.mean.set_value(jnp.asarray(np.mean(mean, axis=0)))
+        norm.var.set_value(jnp.asarray(np.mean(var, axis=0) + np.var(mean, axis=0)))
+    return model

@@ -1,0 +1,127 @@
+"""A small training loop for classifiers: AdamW on a one-cycle schedule, cross-entropy, one jitted step."""
+
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+
+class ProgressBar:
+    """One line on a terminal's stderr, redrawn in place; silent when stderr is a file or a pipe."""
+
+    def __init__(self, label: str, total: int):
+        self._label, self._total = label, total
+        self._drawn = False
+        self._enabled = sys.stderr.isatty()
+
+    def update(self, done: int, note: str = "") -> None:
+        if not self._enabled:
+            return
+        filled = 24 * done // max(self._total, 1)
+        bar = "#" * filled + "." * (24 - filled)
+        sys.stderr.write(f"\r\x1b[K{self._label} [{bar}] {done}/{self._total} {note}")
+        sys.stderr.flush()
+        self._drawn = True
+
+    def close(self) -> None:
+        if self._drawn:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+            self._drawn = False
+
+
+def train(
+    model: nnx.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 1e-4,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    seed: int = 0,
+    label: str = "training",
+) -> list[float]:
+    """Trains a classifier in place and leaves it in evaluation mode.
+
+    On KeyboardInterrupt the exception passes through, and the model holds the weights of the last whole step.
+
+    Args:
+      model: maps `float32[batch_size, ...]` images to `float32[batch_size, classes]` logits.
+      images: `float32[n, ...]`, with `n >= batch_size`; each epoch's last, incomplete batch is dropped.
+      labels: `int[n]`.
+      epochs: passes over the data.
+      batch_size: images in a step.
+      learning_rate: the peak of the one-cycle schedule.
+      weight_decay: decoupled, on arrays of rank 2 and more (neither biases nor norms).
+      augment: `(key, images) -> images` of the same shape and dtype, traced into the step.
+      seed: orders the batches and seeds `augment`.
+      label: shown before the progress bar.
+
+    Returns:
+      The mean loss of each epoch.
+
+    Raises:
+      ValueError: if there are fewer images than `batch_size`, or not as many labels as images.
+    """
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images but {len(labels)} labels")
+    if len(images) < batch_size:
+        raise ValueError(f"{len(images)} images do not fill one batch of {batch_size}")
+
+    steps = len(images) // batch_size
+    schedule = optax.cosine_onecycle_schedule(epochs * steps, learning_rate, pct_start=0.25)
+    decayed = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
+    transform = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
+    optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, key, images, labels):
+        if augment is not None:
+            images = augment(key, images)
+
+        def loss_of(model):
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(model(images), labels))
+
+        loss, grads = nnx.value_and_grad(loss_of)(model)
+        # Adam's bias correction in optax raises a float to an integer power, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            optimizer.update(model, grads)
+        return loss
+
+    order = np.random.default_rng(seed)
+    keys = jax.random.split(jax.random.key(seed), epochs * steps)
+    labels = labels.astype(np.int32)
+    history: list[float] = []
+    progress = ProgressBar(label, epochs)
+    model.train()
+    try:
+        for epoch in range(epochs):
+            chosen = order.permutation(len(images))[: steps * batch_size].reshape(steps, batch_size)
+            losses = [
+                step(model, optimizer, keys[epoch * steps + i], images[rows], labels[rows])
+                for i, rows in enumerate(chosen)
+            ]
+            history.append(float(np.mean(losses)))
+            progress.update(epoch + 1, f"loss {history[-1]:.4f}")
+    finally:
+        model.eval()
+        progress.close()
+    return history
+
+
+def accuracy(predict: Callable[[jax.Array], jax.Array], images: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images whose largest logit is their label's, from 0 to 1.
+
+    Args:
+      predict: maps `float32[n, ...]` images to `[n, classes]` logits; called once with all the images.
+      images: `float32[n, ...]`.
+      labels: `int[n]`.
+    """
+    predicted = np.argmax(np.asarray(predict(images)), axis=-1)
+    return float(np.mean(predicted == labels))

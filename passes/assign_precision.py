@@ -1,0 +1,81 @@
+"""Gives every operand of every region, and every result, its quantized type.
+
+    region[conv] x w b -> y      notes["types"]:  x int8, w int8s[3] (per channel), b int32; result y int16s
+
+Here each layer gets the recipe's types, or those of the first rule that matches it. The choice is noted per region id,
+so that it can be read, edited, and applied again to the same model at another batch size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from qcompiler.errors import RecipeError
+from qcompiler.ir import _compat, classes
+from qcompiler.ir.constants import Constants
+from qcompiler.ir.program import Program
+from qcompiler.numerics.types import BIAS, QuantType
+from qcompiler.passes import _regions
+
+
+def assign_precision(program: Program, recipe: Any) -> Program:
+    """See the module's docstring.
+
+    Args:
+      program: partitioned.
+      recipe: a `qcompiler.Recipe`.
+
+    Returns:
+      The program with `notes["types"]` = {region id: [type or None per operand]}, `notes["output_types"]`,
+      `notes["island_type"]`, and `notes["float_regions"]`: ids that the recipe keeps in float.
+
+    Raises:
+      RecipeError: a rule asks for a type that the operand cannot have.
+    """
+    types: dict[str, list[QuantType | None]] = {}
+    keep_float: list[str] = []
+    for eqn in program.eqns:
+        if not _regions.is_region(eqn):
+            continue
+        region = eqn.params["id"]
+        rule = recipe.rule_for(region)
+        if rule is not None and rule.keep_float:
+            keep_float.append(region)
+            continue
+        activation = rule.activation if rule and rule.activation else recipe.activation
+        weight = rule.weight if rule and rule.weight else recipe.weight
+        for name, qtype in (("activation", activation), ("weight", weight)):
+            if qtype.bits > 8 or (name == "weight" and not qtype.symmetric):
+                raise RecipeError(f"a rule gives {region} the {name} type {qtype.name}, which has no integer rule yet")
+        by_role: dict[str, QuantType | None] = {
+            "activation": activation,
+            "weight": weight,
+            "bias": BIAS,
+            "term": recipe.stream,
+            "reduced": recipe.stream,
+            "value": None,
+            "index": recipe.index,
+            "constant": None,
+        }
+        chosen = [by_role[role] for role in eqn.params["roles"]]
+        position = _regions.weight_position(eqn)
+        if position is not None and recipe.per_channel:
+            anchor = _regions.anchor_of(eqn)
+            k = _regions.operand_index(eqn, anchor.invars[position])
+            chosen[k] = dataclasses.replace(weight, axis=_regions.channel_dims(anchor, position))
+        types[region] = chosen
+    constants = Constants(program)
+    outputs = [
+        recipe.output if isinstance(v, _compat.Var) and classes.is_float(v) and v not in constants else None
+        for v in program.outvars
+    ]
+    for rule in recipe.rules:
+        if not any(rule.matches(e.params["id"]) for e in program.eqns if _regions.is_region(e)):
+            raise RecipeError(f"{rule} matches no layer; layers are {_some([*types, *keep_float])}")
+    program = program.note("types", types).note("output_types", outputs)
+    return program.note("island_type", recipe.stream).note("float_regions", keep_float).replace(stage="assign_precision")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,225 @@
+"""Moves quantize and dequantize into the regions, so that integers go in and integers come out.
+
+    qdq x, qdq w -> region[conv]{ conv x w; add b; max 0 } -> qdq
+        ->
+    region[conv]{ a = conv (q_x - z_x) (q_w - z_w); dequantize (a + q_b); max 0; quantize } -> q_y
+
+Inside, dequantize sinks below the product or sum: the accumulator is exact int32, and its bias is added there. A pair
+between two integer types becomes one requantize. What is left between regions is integers; around islands and at the
+program's ends stand single quantizes and dequantizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from qcompiler import ops
+from qcompiler.errors import VerificationError
+from qcompiler.ir import _compat, classes, replay
+from qcompiler.ir.constants import Constants
+from qcompiler.ir.program import Builder, Program, build
+from qcompiler.numerics import fixed_point
+from qcompiler.numerics.types import BIAS, QuantType
+from qcompiler.passes import _regions
+
+
+@dataclasses.dataclass
+class Codes:
+    """Integers that stand for a real value: (q - zero_point) * scale."""
+
+    q: Any
+    scale: Any
+    zero_point: Any
+    type: QuantType
+
+    def real(self, dtype: Any = np.float32) -> Any:
+        """The value as float."""
+        value = ops.dequantize(self.q, self.scale, self.zero_point, self.type)
+        return value if value.dtype == dtype else value.astype(dtype)
+
+    def shifted(self) -> Any:
+        """q - zero_point, int32."""
+        q = self.q.astype(jnp.int32)
+        return q if self.type.symmetric else q - self.zero_point
+
+
+def fuse(program: Program) -> Program:
+    """See the module's docstring. Notes `pairs_before` and `pairs_after`."""
+    return _Fuser(program).run()
+
+
+class _Fuser:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.constants = Constants(program)
+        self.types = program.notes["types"]
+
+    def run(self) -> Program:
+        program = self.program
+
+        def make(builder: Builder, *inputs: Any) -> list[Any]:
+            args = [*(builder.get(n) for n in program.weights), *inputs]
+            outs = replay.evaluate(program.jaxpr, args, lambda eqn, values: self.rule(builder, eqn, values))
+            return [_real(v, x) for v, x in zip(program.outvars, outs, strict=True)]
+
+        fields = {"stats": program.stats, "notes": program.notes, "stage": "fuse"}
+        fused = build(make, program.weights, program.input_avals, program.signature, **fields)
+        return fused.note("pairs_before", per_op_pairs(program)).note("pairs_after", pairs_left(fused))
+
+    def rule(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
+        if eqn.primitive is ops.fake_quantize_p:
+            return [self.pair(builder, eqn, values)]
+        if eqn.primitive is ops.dequantize_p:
+            return [Codes(*values, eqn.params["type"])]
+        if _regions.is_region(eqn) and eqn.params["id"] in self.types:
+            return [self.region(builder, eqn, values)]
+        return _compat.bind(eqn, [_real(v, x) for v, x in zip(eqn.invars, values, strict=True)])
+
+    def pair(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Codes:
+        x, scale, zero = values
+        qtype = eqn.params["type"]
+        if isinstance(x, _Results):
+            return Codes(x.codes[x.key(eqn)], scale, zero, qtype)
+        if isinstance(x, Codes):
+            if x.type == qtype and x.scale is scale:
+                return x
+            return Codes(
+                ops.requantize(x.q, x.scale, x.zero_point, scale, zero, x.type, qtype), scale, zero, qtype
+            )
+        if eqn.invars[0] in self.constants:
+            with jax.ensure_compile_time_eval():
+                held = (jnp.asarray(self.constants.value(v)) for v in eqn.invars)
+                codes = np.asarray(fixed_point.quantize(*held, qtype))
+            name = f"{self.program.ids[eqn.invars[0]].removeprefix('weight:')}:{qtype.name}"
+            return Codes(builder.weight(name, codes), scale, zero, qtype)
+        return Codes(ops.quantize(x, scale, zero, qtype), scale, zero, qtype)
+
+    def scale_of(self, var: Any) -> np.ndarray:
+        """The scale of the pair (or dequantize) behind a region's operand."""
+        return np.asarray(self.constants.value(self.program.producer[var].invars[1]))
+
+    def region(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
+        """Binds the region on integers; returns what stands for its float result."""
+        view = eqn.params["kind"] == "view"
+        readers = [] if view else [e for e, _ in self.program.users.get(eqn.outvars[0], [])]
+        pairs: dict[Any, Any] = {}
+        for reader in readers:
+            if reader.primitive is not ops.fake_quantize_p:
+                raise VerificationError(f"the result of region {eqn.params['id']} is read by {reader.primitive.name}")
+            pairs.setdefault(_Results.key(reader), reader)
+        operands: list[Any] = []
+        roles: list[str] = []
+
+        def operand(value: Any, role: str) -> int:
+            for k, known in enumerate(operands):
+                if known is value and roles[k] == role:
+                    return k
+            operands.append(value)
+            roles.append(role)
+            return len(operands) - 1
+
+        packed: list[Any] = []
+        for role, value in zip(eqn.params["roles"], values, strict=True):
+            if isinstance(value, Codes):
+                where = operand(value.q, role), operand(value.scale, "scale"), operand(value.zero_point, "zero_point")
+                packed.append((where, value.type))
+            else:
+                packed.append((operand(value, role), None))
+        at_scale = None
+        if _regions.anchor_of(eqn) is not None:
+            held = {k: self.scale_of(v) for k, v in enumerate(eqn.invars) if isinstance(values[k], Codes)}
+            scale = _regions.accumulator_scale(eqn, held)
+            at_scale = operand(builder.weight(f"{eqn.params['id']}:accumulator/scale", scale), "scale")
+        weights = dict(zip(self.program.invars, self.program.weights, strict=False))
+        ends = []
+        for reader in pairs.values():
+            scale, zero = (builder.get(weights[v]) for v in reader.invars[1:])
+            ends.append((operand(scale, "scale"), operand(zero, "zero_point"), reader.params["type"]))
+
+        def body(*args: Any) -> list[Any]:
+            inner = [
+                Codes(*(args[i] for i in where), qtype) if qtype is not None else args[where] for where, qtype in packed
+            ]
+            scale = args[at_scale] if at_scale is not None else None
+            (out,) = replay.evaluate(eqn.params["body"], inner, lambda e, xs: _body_rule(e, xs, scale))
+            if view:
+                return [out.q]
+            real = out.real() if isinstance(out, Codes) else out
+            return [ops.quantize(real, args[s], args[z], qtype) for s, z, qtype in ends]
+
+        results = ops.region(body, *operands, id=eqn.params["id"], kind=eqn.params["kind"], roles=tuple(roles))
+        if view:
+            source = values[0]
+            return Codes(results[0], source.scale, source.zero_point, source.type)
+        return _Results(dict(zip(pairs, results, strict=True)))
+
+
+@dataclasses.dataclass
+class _Results:
+    """Stands for the float result of a fused region: its codes, per type and scale that readers want."""
+
+    codes: dict[Any, Any]
+
+    @staticmethod
+    def key(pair: _compat.JaxprEqn) -> Any:
+        return (pair.params["type"], *pair.invars[1:])
+
+
+def _real(atom: Any, value: Any) -> Any:
+    return value.real(atom.aval.dtype) if isinstance(value, Codes) else value
+
+
+def _body_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Sequence[Any] | None:
+    """One equation of a region's body on codes: dequantize sinks below products, sums and views."""
+    name, params = eqn.primitive.name, eqn.params
+    coded = [v for v in values if isinstance(v, Codes)]
+    if not coded:
+        return None
+    if name in classes.PRODUCT and len(coded) == 2:
+        return [_exact(_regions.integer_product(eqn, *(v.shifted() for v in values)), accumulator)]
+    if name == "reduce_sum":
+        return [_exact(jnp.sum(values[0].shifted(), axis=params["axes"], dtype=jnp.int32), accumulator)]
+    if name == "add" and len(coded) == 2 and all(v.type == BIAS for v in coded):
+        return [_exact(lax.add_p.bind(values[0].q, values[1].q), accumulator)]
+    if name in classes.IDENTITY:
+        return [values[0]]
+    if name in classes.VIEW:
+        (q,) = _compat.bind(eqn, [values[0].q, *values[1:]])
+        return [Codes(q, values[0].scale, values[0].zero_point, values[0].type)]
+    return _compat.bind(eqn, [_real(v, x) for v, x in zip(eqn.invars, values, strict=True)])
+
+
+def _exact(acc: Any, scale: Any) -> Codes:
+    return Codes(acc, scale, jnp.int32(0), BIAS)
+
+
+def per_op_pairs(program: Program) -> int:
+    """Pairs that a placement per op would have: one per activation operand of every op inside a region."""
+    count = 0
+    for eqn in program.eqns:
+        if not _regions.is_region(eqn):
+            continue
+        roles = dict(zip(_compat.invars_of(eqn.params["body"]), eqn.params["roles"], strict=True))
+        constant = {v for v, role in roles.items() if role in ("weight", "bias", "constant")}
+        for inner in _compat.open_jaxpr(eqn.params["body"]).eqns:
+            free = [v for v in inner.invars if isinstance(v, _compat.Var) and v not in constant]
+            constant.update(inner.outvars if not free else ())
+            count += len(free)
+    return count
+
+
+def pairs_left(program: Program) -> int:
+    """Dequantizes whose result is quantized again, with nothing between: pairs that could have been removed."""
+    return sum(
+        1
+        for eqn in program.eqns
+        if eqn.primitive is ops.dequantize_p
+        and any(user.primitive is ops.quantize_p for user, _ in program.users.get(eqn.outvars[0], []))
+    )

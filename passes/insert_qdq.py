@@ -1,0 +1,215 @@
+"""Puts a quantize/dequantize pair on every edge between regions; float in, float out, differentiable.
+
+    y = region[conv] x w b          ->      y = region[conv] (qdq x) (qdq w) (dequantize b)
+
+A pair is one `fake_quantize`. A region's result gets one pair per type that its readers want (int8 for a product, int16
+for a residual add). A view shares its operand's scale and zero point. An input or an island's result is quantized once,
+to the widest type, and narrower ones are derived from that. Biases are int32 at the scale of the accumulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from qcompiler import ops
+from qcompiler.errors import CalibrationError, OverflowProofError, QuantizationError
+from qcompiler.ir import _compat, classes, identity, replay
+from qcompiler.ir.constants import Constants
+from qcompiler.ir.program import Builder, Program, build
+from qcompiler.numerics import fixed_point, types
+from qcompiler.numerics.types import QuantType
+from qcompiler.passes import _regions
+
+
+def insert_qdq(program: Program, estimator_for: Callable[[QuantType], Any]) -> Program:
+    """See the module's docstring.
+
+    Args:
+      program: partitioned, with `stats` and with the types that `assign_precision` noted.
+      estimator_for: type -> range estimator (`numerics.ranges`).
+
+    Raises:
+      CalibrationError: a value has no stats.
+      OverflowProofError: a bias does not fit int32 at the scale of its accumulator.
+    """
+    return _Inserter(program, estimator_for).run()
+
+
+class _Inserter:
+    def __init__(self, program: Program, estimator_for: Callable[[QuantType], Any]) -> None:
+        self.program, self.estimator_for = program, estimator_for
+        self.types: dict[str, list[QuantType | None]] = program.notes["types"]
+        self.constants = Constants(program)
+        self.producer = program.producer
+        self.needs, self.island_needs = self._needs()
+        self.parameters: dict[tuple[Any, QuantType], tuple[np.ndarray, np.ndarray]] = {}
+
+    def quantized_region(self, eqn: _compat.JaxprEqn | None) -> bool:
+        return eqn is not None and _regions.is_region(eqn) and eqn.params["id"] in self.types
+
+    def _needs(self) -> tuple[dict[Any, list[QuantType]], set[Any]]:
+        """Value -> the types its readers want; and the values that islands read."""
+        needs: dict[Any, list[QuantType]] = {}
+        island_needs: set[Any] = set()
+        island_type = self.program.notes["island_type"]
+
+        def want(var: Any, qtype: QuantType) -> None:
+            if qtype not in needs.setdefault(var, []):
+                needs[var].append(qtype)
+
+        for var, qtype in zip(self.program.outvars, self.program.notes["output_types"], strict=True):
+            if qtype is not None and self.comes_quantized(var):
+                want(var, qtype)
+        for eqn in reversed(self.program.eqns):
+            if self.quantized_region(eqn):
+                if eqn.params["kind"] == "view":
+                    want(eqn.invars[0], view_type(eqn, needs, island_type))
+                    continue
+                for var, qtype in zip(eqn.invars, self.types[eqn.params["id"]], strict=True):
+                    if qtype is not None and var not in self.constants:
+                        want(var, qtype)
+                continue
+            for var in eqn.invars:
+                real = isinstance(var, _compat.Var) and var not in self.constants and classes.is_float(var)
+                if real and self.comes_quantized(var):
+                    want(var, island_type)
+                    island_needs.add(var)
+        return needs, island_needs
+
+    def comes_quantized(self, var: Any) -> bool:
+        """Whether the value leaves its producer as integers: it is the result of a region."""
+        return self.quantized_region(self.producer.get(var))
+
+    def owner(self, var: Any) -> Any:
+        """The value whose scale a value has: the operand behind views."""
+        while self.quantized_region(eqn := self.producer.get(var)) and eqn.params["kind"] == "view":
+            var = eqn.invars[0]
+        return var
+
+    def scale_and_zero(self, builder: Builder, var: Any, qtype: QuantType) -> tuple[Any, Any]:
+        """Traced scale and zero point of a value in a type."""
+        owner = self.owner(var)
+        key = self.program.ids[owner]
+        if (owner, qtype) not in self.parameters:
+            if key not in self.program.stats:
+                raise CalibrationError(f"calibration has not seen {key}; calibrate with the same function")
+            try:
+                low, high = self.estimator_for(qtype).estimate(
+                    self.program.stats[key], qtype.qmin, qtype.qmax, qtype.symmetric
+                )
+                self.parameters[owner, qtype] = types.scale_and_zero_point(low, high, qtype)
+            except (ValueError, QuantizationError) as error:
+                made = self.producer.get(owner)
+                raise CalibrationError(f"{key} ({identity.describe(made) if made else 'input'}): {error}") from error
+        scale, zero = self.parameters[owner, qtype]
+        name = f"{key}:{qtype.name}"
+        return builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
+
+    def pairs(self, builder: Builder, var: Any, value: Any) -> dict[QuantType, Any]:
+        """The value behind a pair of each type that its readers want."""
+        wanted = self.needs.get(var, [])
+        if not wanted:
+            return {}
+        eqn = self.producer.get(var)
+        independent = self.quantized_region(eqn) and eqn.params["kind"] != "view"
+        primary = widest(wanted)
+        found: dict[QuantType, Any] = {}
+        for qtype in sorted(wanted, key=lambda t: t is not primary):
+            source = value if independent or qtype is primary else found[primary]
+            found[qtype] = ops.fake_quantize(source, *self.scale_and_zero(builder, var, qtype), qtype)
+        return found
+
+    def run(self) -> Program:
+        program = self.program
+
+        def make(builder: Builder, *inputs: Any) -> list[Any]:
+            quantized: dict[Any, dict[QuantType, Any]] = {}
+            for var, value in zip(program.input_vars, inputs, strict=True):
+                quantized[var] = self.pairs(builder, var, value)
+            island_type = program.notes["island_type"]
+
+            def read(var: Any, value: Any, qtype: QuantType | None) -> Any:
+                found = quantized.get(var, {}) if isinstance(var, _compat.Var) else {}
+                return value if qtype is None else found.get(qtype, value)
+
+            def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> list[Any]:
+                if self.quantized_region(eqn):
+                    values = self.region_operands(builder, eqn, values, read)
+                else:
+                    pairs = zip(eqn.invars, values, strict=True)
+                    values = [read(v, x, island_type if v in self.island_needs else None) for v, x in pairs]
+                results = _compat.bind(eqn, values)
+                for var, result in zip(eqn.outvars, results, strict=True):
+                    quantized[var] = self.pairs(builder, var, result)
+                return results
+
+            args = [*(builder.get(n) for n in program.weights), *inputs]
+            outs = replay.evaluate(program.jaxpr, args, rule)
+            return [
+                read(v, x, t) for v, x, t in zip(program.outvars, outs, program.notes["output_types"], strict=True)
+            ]
+
+        fields = {"stats": program.stats, "notes": program.notes, "stage": "insert_qdq"}
+        return build(make, program.weights, program.input_avals, program.signature, **fields)
+
+    def region_operands(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any], read: Any) -> list[Any]:
+        if eqn.params["kind"] == "view":
+            return [read(eqn.invars[0], values[0], view_type(eqn, self.needs, self.program.notes["island_type"])), *values[1:]]
+        scales: dict[int, np.ndarray] = {}
+        chosen = self.types[eqn.params["id"]]
+        out = list(values)
+        for k, (var, role, qtype) in enumerate(zip(eqn.invars, eqn.params["roles"], chosen, strict=True)):
+            if role == "weight":
+                array = self.constants.value(var)
+                scale, zero = weight_scale(array, qtype)
+                scales[k] = scale
+                name = f"{self.program.ids[var].removeprefix('weight:')}:{qtype.name}"
+                scale, zero = builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
+                out[k] = ops.fake_quantize(values[k], scale, zero, qtype)
+            elif role not in ("bias", "constant"):
+                out[k] = read(var, values[k], qtype)
+                if role in ("activation", "reduced"):
+                    scales[k] = self.parameters[self.owner(var), qtype][0]
+        anchor = _regions.anchor_of(eqn)
+        if anchor is not None:
+            scale = _regions.accumulator_scale(eqn, scales)
+            traced = builder.weight(f"{eqn.params['id']}:accumulator/scale", scale)
+            for k, role in enumerate(eqn.params["roles"]):
+                if role == "bias":
+                    out[k] = self.bias(builder, eqn, k, scale, traced)
+        return out
+
+    def bias(self, builder: Builder, eqn: _compat.JaxprEqn, k: int, scale: np.ndarray, traced: Any) -> Any:
+        codes = fixed_point.quantize_bias(self.constants.value(eqn.invars[k]), scale)
+        if np.abs(codes).max(initial=0) > types.BIAS.qmax:
+            raise OverflowProofError(
+                f"the bias of {identity.describe(eqn)} ({eqn.params['id']}) is {np.abs(codes).max():.3g} steps of its "
+                f"accumulator's scale {float(np.min(scale)):.3g} and does not fit int32: its weights or its input's range "
+                "are far too small for it; rescale the layer, or keep it in float by a qc.Rule"
+            )
+        q = builder.weight(f"{eqn.params['id']}:bias/int32", codes.astype(np.int32))
+        zero = builder.weight("zero", np.zeros((), np.int32))
+        value = ops.dequantize(q, traced, zero, types.BIAS)
+        return value.astype(eqn.invars[k].aval.dtype)
+
+
+def widest(wanted: list[QuantType]) -> QuantType:
+    """The type with the most bits; the first of equals."""
+    return max(wanted, key=lambda t: t.bits)
+
+
+def view_type(eqn: _compat.JaxprEqn, needs: dict[Any, list[QuantType]], default: QuantType) -> QuantType:
+    """The type in which a view's operand and result are stored: the widest that readers of the result want."""
+    return widest(needs.get(eqn.outvars[0]) or [default])
+
+
+def weight_scale(array: np.ndarray, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point of a weight, full rank with size one where shared, from its largest magnitudes."""
+    rest = tuple(d for d in range(array.ndim) if d not in qtype.axis)
+    wide = array.astype(np.float64)
+    low, high = wide.min(axis=rest, keepdims=True, initial=0.0), wide.max(axis=rest, keepdims=True, initial=0.0)
+    scale, zero = types.scale_and_zero_point(low, high, qtype)
+    return (scale, zero) if qtype.axis else (scale.reshape(()), zero.reshape(()))

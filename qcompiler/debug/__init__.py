@@ -1,0 +1,1 @@
+"""Seeing what happens: programs as text, dumps per pass, the report."""

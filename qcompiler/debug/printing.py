@@ -1,0 +1,66 @@
+"""A program as text, one equation a line: variable, type, primitive, what matters of its parameters, id, source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qcompiler.ir import _compat, identity
+from qcompiler.ir.program import Program
+
+#: Parameters that repeat what the line says already, or say nothing.
+_HIDDEN = frozenset({"id", "body", "sharding", "out_sharding", "precision", "preferred_element_type", "accuracy", "roles"})
+
+
+def program_text(program: Program) -> str:
+    """The whole program; bodies of regions are indented below them."""
+    names: dict[Any, str] = {}
+    for var, weight in program.weight_of.items():
+        names[var] = weight
+    for var, name in zip(program.input_vars, program.signature.input_names, strict=True):
+        names[var] = f"%{name}"
+    lines = [f"program {program.stage}"]
+    lines += [f"  weight {n}: {_type(v.aval)}" for v, n in program.weight_of.items()]
+    lines += [f"  input %{n}: {_type(v.aval)}" for v, n in zip(program.input_vars, program.signature.input_names, strict=True)]
+    lines += _body_lines(program.eqns, names, "  ", program.ids)
+    lines.append("  return " + ", ".join(_name(v, names) for v in program.outvars))
+    return "\n".join(lines) + "\n"
+
+
+def _body_lines(eqns: list[Any], names: dict[Any, str], indent: str, ids: dict[Any, str] | None) -> list[str]:
+    lines = []
+    for eqn in eqns:
+        for var in eqn.outvars:
+            names[var] = f"{'%' if ids else '.'}{len(names)}"
+        results = ", ".join(f"{names[v]}: {_type(v.aval)}" for v in eqn.outvars)
+        operands = " ".join(_name(v, names) for v in eqn.invars)
+        line = f"{indent}{results} = {eqn.primitive.name}{_params(eqn)} {operands}"
+        if ids is not None:
+            line += f"    # {ids[eqn.outvars[0]]}  {identity.source_of(eqn)}"
+        lines.append(line)
+        if "body" in eqn.params:
+            inner: dict[Any, str] = {}
+            for k, (var, outer) in enumerate(zip(_compat.invars_of(eqn.params["body"]), eqn.invars, strict=True)):
+                inner[var] = _name(outer, names) if k < len(eqn.invars) else f".{k}"
+            body = _compat.open_jaxpr(eqn.params["body"])
+            lines += _body_lines(body.eqns, inner, indent + "    ", None)
+            lines.append(f"{indent}    yield " + ", ".join(_name(v, inner) for v in body.outvars))
+    return lines
+
+
+def _type(aval: Any) -> str:
+    return f"{aval.dtype.name}[{','.join(map(str, aval.shape))}]"
+
+
+def _name(atom: Any, names: dict[Any, str]) -> str:
+    if isinstance(atom, _compat.Literal):
+        return str(atom.val)
+    return names.get(atom, "?")
+
+
+def _params(eqn: _compat.JaxprEqn) -> str:
+    shown = []
+    for key, value in eqn.params.items():
+        if key in _HIDDEN or value is None:
+            continue
+        shown.append(f"{key}={getattr(value, 'name', value)}")
+    return f"[{' '.join(shown)}]" if shown else ""

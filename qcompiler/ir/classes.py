@@ -1,0 +1,36 @@
+"""What kinds of primitives there are, by name. One table, so that passes and backends agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax import dtypes
+
+#: Result element i depends on element i of the operands only (operands of size one broadcast).
+ELEMENTWISE = frozenset(
+    "abs add sub mul div max min neg sign pow integer_pow square one_minus_square exp exp2 expm1 log log2 log1p logistic"
+    " tanh erf erfc erf_inv sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh sqrt rsqrt cbrt floor ceil round"
+    " clamp select_n eq ne lt le gt ge and or not xor is_finite convert_element_type rem stop_gradient copy copy_p name"
+    " reduce_precision nextafter lgamma digamma polynomial".split()
+)
+#: Elementwise, and the same number comes out.
+IDENTITY = frozenset("copy copy_p name stop_gradient".split())
+#: Elementwise, and monotone saturation by numbers known before: clamps in the quantized domain.
+CLAMP = frozenset("max min clamp".split())
+#: Linear in the one operand that is no constant.
+AFFINE = frozenset("add sub mul div neg".split())
+#: The result's elements are elements of operand 0, so that it has the operand's scale and zero point.
+VIEW = frozenset(
+    "reshape transpose squeeze expand_dims broadcast_in_dim slice rev copy reduce_max reduce_min reduce_window_max"
+    " reduce_window_min cummax cummin".split()
+)
+#: Products with an int32 accumulator.
+ANCHOR = frozenset("dot_general conv_general_dilated reduce_sum".split())
+#: Contracting products, whose cost is counted in multiply-adds.
+PRODUCT = frozenset("dot_general conv_general_dilated".split())
+
+
+def is_float(atom: Any) -> bool:
+    """Whether a variable or literal holds real numbers (any float dtype)."""
+    return dtypes.issubdtype(atom.aval.dtype, np.floating)

@@ -1,0 +1,1 @@
+"""Numbers: quantization types, fixed-point arithmetic, and the estimation of ranges."""

@@ -1,0 +1,52 @@
+"""How an elementwise primitive of ours gets its rules from one JAX function of its operands."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+
+def define(name: str, fun: Callable[..., Any]) -> Primitive:
+    """A primitive `name` whose value is `fun(*operands, **params)`, with a shape rule, eager and lowering rules.
+
+    `fun` is elementwise in operand 0; the other operands broadcast to it.
+    """
+    primitive = Primitive(name)
+
+    def abstract(*avals: Any, **params: Any) -> Any:
+        out = jax.eval_shape(functools.partial(fun, **params), *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
+        return jax.core.ShapedArray(out.shape, out.dtype)
+
+    primitive.def_abstract_eval(abstract)
+    primitive.def_impl(lambda *args, **params: fun(*args, **params))
+    mlir.register_lowering(primitive, mlir.lower_fun(fun, multiple_results=False))
+
+    def batch(args: Any, dims: Any, **params: Any) -> Any:
+        rank = max(jnp.ndim(a) - (d is not batching.not_mapped) for a, d in zip(args, dims, strict=True))
+        aligned = [_batched_first(a, d, rank) for a, d in zip(args, dims, strict=True)]
+        if dims[0] is batching.not_mapped:
+            size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not batching.not_mapped)
+            aligned[0] = jnp.broadcast_to(aligned[0][None], (size, *aligned[0].shape))
+        return primitive.bind(*aligned, **_shift_axes(params)), 0
+
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+def _batched_first(x: Any, dim: Any, rank: int) -> Any:
+    """Mapped operands get their batch dimension first and size-one dimensions up to `rank`; others stay as they are."""
+    if dim is batching.not_mapped:
+        return x
+    x = jnp.moveaxis(x, dim, 0)
+    return x.reshape(x.shape[0], *(1,) * (rank - x.ndim + 1), *x.shape[1:])
+
+
+def _shift_axes(params: dict[str, Any]) -> dict[str, Any]:
+    """Types name dimensions; a leading batch dimension moves them by one."""
+    return {k: v.batched() if hasattr(v, "batched") else v for k, v in params.items()}

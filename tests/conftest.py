@@ -1,0 +1,27 @@
+"""Settings that must be in force before any test module is imported."""
+
+import os
+
+import jax
+import pytest
+from hypothesis import settings
+
+# A GPU, where there is one, is for those who ask: set JAX_PLATFORMS to run everything there. The environment variable
+# is for the processes that tests start, the setting for this one.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+# Integer code must say which dtype it means; under strict promotion a silent int32 -> float32 is an error.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The first example of a property compiles, so its time says nothing.
+settings.register_profile("qcompiler", deadline=None, print_blob=True)
+settings.load_profile("qcompiler")
+
+
+@pytest.fixture(scope="session")
+def trained_digits():
+    """`(model, data)` of `train_digits_resnet()`, trained once per test session; mark the tests that use it slow."""
+    from qcompiler.models.digits import train_digits_resnet
+
+    return train_digits_resnet()
