@@ -55,6 +55,10 @@ class _Replay:
     def rule(self, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
         if all(v in self.constants for v in eqn.outvars):
             return [_Constant(v) for v in eqn.outvars]
+        values = [
+            np.asarray(x, v.aval.dtype)[()] if isinstance(v, _compat.Literal) else x
+            for v, x in zip(eqn.invars, values, strict=True)
+        ]
         elementwise = eqn.primitive.name in classes.ELEMENTWISE
         shape = eqn.outvars[0].aval.shape
         values = [self.compact(v, shape, eqn.primitive.name) if elementwise else self.whole(v) for v in values]
@@ -67,7 +71,8 @@ class _Replay:
         """Binds the equation, or returns the results of an equal one before it."""
         if eqn.primitive.name in _compat.RANDOM or _compat.has_side_effects(eqn) or _compat.sub_jaxprs(eqn):
             return _compat.bind(eqn, values)
-        operands = tuple((v.dtype.str, v.item()) if isinstance(v, np.generic | np.ndarray) else id(v) for v in values)
+        # Bytes tell -0.0 from 0.0.
+        operands = tuple((v.dtype.str, v.tobytes()) if isinstance(v, np.generic) else id(v) for v in values)
         try:
             key = (eqn.primitive, tuple(sorted(eqn.params.items())), operands)
             hash(key)
@@ -79,14 +84,17 @@ class _Replay:
         return self.seen[key]
 
     def whole(self, value: Any) -> Any:
-        """The value itself; a constant as a weight, unless it is one number spread out."""
+        """The value itself; a constant as a weight, without its repeats, which are spread out again in the program."""
         if not isinstance(value, _Constant):
             return value
-        number = self.constants.uniform(value.var)
+        number, shape = self.constants.uniform(value.var), value.var.aval.shape
         if number is not None:
-            scalar = number[()] if isinstance(number, np.ndarray) else number
-            return scalar if not value.var.aval.shape else lax.broadcast(scalar, value.var.aval.shape)
-        return self.weight(value.var, self.constants.value(value.var))
+            return lax.broadcast(number[()], shape) if shape else number[()]
+        array = self.constants.value(value.var)
+        small = _without_repeats(array)
+        if small.shape == array.shape or value.var in self.program.weight_of:
+            return self.weight(value.var, array)
+        return lax.broadcast_in_dim(self.weight(value.var, small), shape, tuple(range(len(shape))))
 
     def compact(self, value: Any, shape: tuple[int, ...], primitive: str) -> Any:
         """A constant operand of an elementwise op: a scalar, or a weight with size-one dimensions where it repeats."""
@@ -111,12 +119,13 @@ class _Replay:
 
 
 def _without_repeats(array: np.ndarray) -> np.ndarray:
-    """The array with every dimension along which it repeats cut to size one."""
+    """The array with every dimension along which it repeats, bit for bit, cut to size one."""
+    array = np.ascontiguousarray(array)
     for axis in range(array.ndim):
         first = array.take([0], axis=axis)
-        if array.shape[axis] > 1 and np.array_equal(np.broadcast_to(first, array.shape), array, equal_nan=True):
-            array = first
-    return np.ascontiguousarray(array)
+        if array.shape[axis] > 1 and np.ascontiguousarray(np.broadcast_to(first, array.shape)).tobytes() == array.tobytes():
+            array = np.ascontiguousarray(first)
+    return array
 
 
 def _does_nothing(eqn: _compat.JaxprEqn, values: list[Any]) -> Any | None:

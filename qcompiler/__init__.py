@@ -1,0 +1,31 @@
+"""qcompiler: a quantizing compiler for JAX. Any JAX function or Flax model in, an integer-only program out.
+
+    import qcompiler as qc
+    qmodel = qc.quantize(model, calibration_batches)
+    y = qmodel(x)
+"""
+
+from qcompiler.api import Calibrated as Calibrated
+from qcompiler.api import JitFunction as JitFunction
+from qcompiler.api import Quantized as Quantized
+from qcompiler.api import QuantizedModel as QuantizedModel
+from qcompiler.api import Traced as Traced
+from qcompiler.api import call as call
+from qcompiler.api import jit as jit
+from qcompiler.api import quantize as quantize
+from qcompiler.api import trace as trace
+from qcompiler.debug.report import Report as Report
+from qcompiler.errors import CalibrationError as CalibrationError
+from qcompiler.errors import IslandError as IslandError
+from qcompiler.errors import OverflowProofError as OverflowProofError
+from qcompiler.errors import QuantizationError as QuantizationError
+from qcompiler.errors import RecipeError as RecipeError
+from qcompiler.errors import SerializationError as SerializationError
+from qcompiler.errors import SignatureError as SignatureError
+from qcompiler.errors import TraceError as TraceError
+from qcompiler.errors import VerificationError as VerificationError
+from qcompiler.ir import Program as Program
+from qcompiler.numerics.types import QuantType as QuantType
+from qcompiler.recipe import Recipe as Recipe
+from qcompiler.recipe import Rule as Rule
+from qcompiler.target import Target as Target

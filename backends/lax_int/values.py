@@ -61,11 +61,11 @@ class Real:
     def scaled(self, factor: np.ndarray) -> Real:
         """The value times known numbers; a negative factor swaps the clamps."""
         terms = [Term(t.int, t.scale * factor) for t in self.terms]
-        low, high = (None if b is None else b * factor for b in (self.low, self.high))
-        if self.clamped and np.any(factor < 0):
-            none_low = np.float64(-np.inf) if low is None else low
-            none_high = np.float64(np.inf) if high is None else high
-            low, high = np.minimum(none_low, none_high), np.maximum(none_low, none_high)
+        low, high = self.low, self.high
+        if np.any(factor < 0):
+            below, above = (np.float64(-np.inf) if low is None else low), (np.float64(np.inf) if high is None else high)
+            low, high = np.where(factor < 0, above, below), np.where(factor < 0, below, above)
+        low, high = _scaled_end(low, factor, -np.inf), _scaled_end(high, factor, np.inf)
         return Real(terms, self.constant * factor, low, high)
 
     def shifted(self, offset: np.ndarray) -> Real:
@@ -86,3 +86,11 @@ class Real:
         """min(value, bound)."""
         high = bound if self.high is None else np.minimum(self.high, bound)
         return Real(self.terms, self.constant, None if self.low is None else np.minimum(self.low, bound), high)
+
+
+def _scaled_end(end: np.ndarray | None, factor: np.ndarray, open_end: float) -> np.ndarray | None:
+    """An end of a clamp times known numbers; what is open stays open."""
+    if end is None or not np.isfinite(end).any():
+        return None
+    finite = np.isfinite(end)
+    return np.where(finite, np.where(finite, end, 0.0) * factor, open_end)

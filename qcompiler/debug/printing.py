@@ -8,7 +8,7 @@ from qcompiler.ir import _compat, identity
 from qcompiler.ir.program import Program
 
 #: Parameters that repeat what the line says already, or say nothing.
-_HIDDEN = frozenset({"id", "body", "sharding", "out_sharding", "precision", "preferred_element_type", "accuracy", "roles"})
+_HIDDEN = frozenset({"id", "body", "sharding", "out_sharding", "precision", "preferred_element_type", "accuracy", "roles", "computation", "jaxpr"})
 
 
 def program_text(program: Program) -> str:
@@ -28,9 +28,11 @@ def program_text(program: Program) -> str:
 
 def _body_lines(eqns: list[Any], names: dict[Any, str], indent: str, ids: dict[Any, str] | None) -> list[str]:
     lines = []
+    counter = 0
     for eqn in eqns:
         for var in eqn.outvars:
-            names[var] = f"{'%' if ids else '.'}{len(names)}"
+            counter += 1
+            names[var] = f"{'%' if ids else '.'}{counter}"
         results = ", ".join(f"{names[v]}: {_type(v.aval)}" for v in eqn.outvars)
         operands = " ".join(_name(v, names) for v in eqn.invars)
         line = f"{indent}{results} = {eqn.primitive.name}{_params(eqn)} {operands}"
@@ -39,8 +41,8 @@ def _body_lines(eqns: list[Any], names: dict[Any, str], indent: str, ids: dict[A
         lines.append(line)
         if "body" in eqn.params:
             inner: dict[Any, str] = {}
-            for k, (var, outer) in enumerate(zip(_compat.invars_of(eqn.params["body"]), eqn.invars, strict=True)):
-                inner[var] = _name(outer, names) if k < len(eqn.invars) else f".{k}"
+            for var, outer in zip(_compat.invars_of(eqn.params["body"]), eqn.invars, strict=True):
+                inner[var] = _name(outer, names)
             body = _compat.open_jaxpr(eqn.params["body"])
             lines += _body_lines(body.eqns, inner, indent + "    ", None)
             lines.append(f"{indent}    yield " + ", ".join(_name(v, inner) for v in body.outvars))

@@ -105,6 +105,11 @@ def name_stack_of(names: Sequence[str]) -> NameStack:
     return stack
 
 
+def absolute_scope(path: str) -> contextlib.AbstractContextManager[Any]:
+    """A scope that replaces the one in force instead of extending it."""
+    return source_info_util.set_name_stack(name_stack_of([path]))
+
+
 def frames(traceback: Any) -> list[tuple[str, int, str]]:
     """(file, line, function) of a traceback, innermost first; empty for None."""
     if traceback is None:

@@ -23,7 +23,7 @@ class Constants:
                 self._constant.update(eqn.outvars)
 
     def _foldable(self, eqn: _compat.JaxprEqn) -> bool:
-        if eqn.primitive.name in _compat.RANDOM or _compat.has_side_effects(eqn):
+        if _draws(eqn) or _compat.has_side_effects(eqn):
             return False
         return all(isinstance(v, _compat.Literal) or v in self._constant for v in eqn.invars)
 
@@ -43,7 +43,7 @@ class Constants:
 
     def uniform(self, atom: Any) -> np.ndarray | None:
         """The one number that fills a constant, as a 0-d array; None if it holds several (or is no constant)."""
-        if atom not in self:
+        if atom not in self or jax.dtypes.issubdtype(atom.aval.dtype, jax.dtypes.prng_key):
             return None
         if not atom.aval.shape:
             return np.asarray(self.value(atom))
@@ -55,6 +55,12 @@ class Constants:
         if int(np.prod(atom.aval.shape)) == 1:
             return np.asarray(self.value(atom)).reshape(())
         return None
+
+
+def _draws(eqn: _compat.JaxprEqn) -> bool:
+    """Whether the equation, or one in its bodies, draws random bits."""
+    bodies = (inner for sub in _compat.sub_jaxprs(eqn) for inner in _compat.open_jaxpr(sub).eqns)
+    return eqn.primitive.name in _compat.RANDOM or any(map(_draws, bodies))
 
 
 def _to_host(value: Any) -> Any:

@@ -197,7 +197,7 @@ def build(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Explicitly requested dtype")
             jaxpr = jax.make_jaxpr(traced)([_aval(w) for w in weights.values()], list(input_avals))
-        used = {v for eqn in _compat.open_jaxpr(jaxpr).eqns for v in eqn.invars if isinstance(v, _compat.Var)}
+        used = {v for eqn in replay.live_equations(jaxpr) for v in eqn.invars if isinstance(v, _compat.Var)}
         used.update(v for v in _compat.open_jaxpr(jaxpr).outvars if isinstance(v, _compat.Var))
         names = [n for n, v in zip(weights, _compat.invars_of(jaxpr), strict=False) if v in used]
         added = {n: w for n, w in builders[-1].added.items() if n not in unread}
@@ -207,6 +207,10 @@ def build(
         weights = {n: weights[n] for n in names} | added
     else:
         raise AssertionError("a rewrite adds other weights each time it is traced")
+    if len(replay.live_equations(jaxpr)) < len(_compat.open_jaxpr(jaxpr).eqns) or _compat.consts_of(jaxpr):
+        # What a rewrite left unread would still count as a reader of its operands.
+        avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in _compat.invars_of(jaxpr)]
+        jaxpr = jax.make_jaxpr(lambda args: replay.evaluate(jaxpr, args))(avals)
     if _compat.consts_of(jaxpr):
         raise AssertionError("a rewrite closed over an array instead of naming it with Builder.weight")
     return Program(jaxpr=jaxpr, weights=weights, signature=signature, **fields)

@@ -34,7 +34,7 @@ import numpy as np
 from jax import lax
 
 from qcompiler.errors import QuantizationError, SerializationError
-from qcompiler.ir import _compat, identity
+from qcompiler.ir import _compat, classes, identity
 from qcompiler.ir.program import Program, Signature
 from qcompiler.numerics.histogram import RangeStats
 from qcompiler.numerics.types import QuantType
@@ -408,10 +408,6 @@ class _Reader:
                     )
         if any(_without_references(document[key]) != _without_references(wanted[key]) for key in ("args", "results")):
             raise SerializationError("arguments or results came back with other types")
-        if self.document["jax"] != jax.__version__:
-            # Some primitives take any parameter until they are lowered.
-            run = functools.partial(jax.core.eval_jaxpr, _compat.open_jaxpr(program.jaxpr), [])
-            jax.jit(run).lower(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.invars))
 
     # Equations
 
@@ -434,6 +430,9 @@ class _Reader:
         params = {k: self.value(v, name, k) for k, v in doc["params"].items()}
         source = doc["source"]
         traceback = self.tracebacks[-1 if source is None else source]
+        allowed = _known_parameters(name, tuple(jax.typeof(v).dtype for v in operands))
+        if allowed is not None and not allowed.issuperset(params):
+            raise SerializationError(f"the primitive {name!r} has no parameters {sorted(set(params) - allowed)} here")
         with _compat.source_context(traceback, _compat.name_stack_of(doc["scopes"])):
             try:
                 results = self.bind_library(primitive, operands, params)
@@ -574,6 +573,20 @@ def _struct(reader: _Reader, dtype: str, shape: list[int], weak: str = "") -> ja
     if jax.dtypes.canonicalize_dtype(found) != found:
         raise SerializationError(f"the program computes in {dtype}; enable jax_enable_x64 to load it")
     return jax.ShapeDtypeStruct(tuple(shape), found, weak_type=bool(weak))
+
+
+@functools.cache
+def _known_parameters(name: str, operands: tuple[Any, ...]) -> frozenset[str] | None:
+    """The parameters of an elementwise primitive: JAX takes and forgets any other. None if they are not to be found."""
+    fun = getattr(lax, name, None)
+    if name not in classes.ELEMENTWISE or fun is None:
+        return None
+    try:
+        jaxpr = jax.make_jaxpr(fun)(*(jax.ShapeDtypeStruct((), d) for d in operands))
+    except (TypeError, ValueError):  # takes more than operands
+        return None
+    found = [e for e in _compat.open_jaxpr(jaxpr).eqns if e.primitive.name == name]
+    return frozenset(found[0].params) if len(found) == 1 else None
 
 
 def _call_flat(jaxpr: Any, *args: Any) -> Any:

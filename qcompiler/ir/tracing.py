@@ -65,6 +65,8 @@ def trace(
     closed = jax.make_jaxpr(flat_fun)([abstract(w) for w in named.values()], avals)
     signature = Signature(in_tree, out_tree[-1], tuple(names))
     consts = {f"const#{k}": _host(value) for k, value in enumerate(_compat.consts_of(closed))}
+    if clash := set(consts) & set(named):
+        raise TraceError(f"weights are named {sorted(clash)}, as captured constants are; rename them")
 
     def make(builder: Builder, *inputs: Any) -> list[Any]:
         values = [builder.get(n) for n in named]
@@ -181,4 +183,7 @@ def _as_array(leaf: Any, path: Any) -> Any:
 
 def _host(value: Any) -> Any:
     """The array in NumPy where it has the dtype; PRNG keys stay JAX arrays."""
-    return value if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) else np.asarray(value)
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value
+    # As JAX would take it: float32 for float64 unless jax_enable_x64 is set.
+    return np.asarray(value, jax.dtypes.canonicalize_dtype(value.dtype))

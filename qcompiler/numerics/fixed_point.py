@@ -155,7 +155,9 @@ def guard_bits(total: float) -> int:
     """Fractional bits that a sum of rescaled terms may carry when the magnitudes of its terms add up to `total`."""
     if not total > 0:
         return MAX_GUARD_BITS
-    return int(np.clip(math.floor(TERM_BITS - math.log2(total)), 0, MAX_GUARD_BITS))
+    # The largest g with total * 2**g <= 2**TERM_BITS, exactly: a logarithm would round at the edges.
+    mantissa, exponent = math.frexp(total)
+    return min(max(TERM_BITS - exponent + (mantissa == 0.5), 0), MAX_GUARD_BITS)
 
 
 def round_guard(total: Any, guard: int) -> jax.Array:

@@ -1,0 +1,129 @@
+"""`Report`: what became of a program, in numbers; prints as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from qcompiler.ir import classes
+from qcompiler.ir.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Island:
+    """Part of the program that stays float.
+
+    Attributes:
+      primitive: of the equation.
+      module_path: in the parameter tree; empty at the top.
+      source: the user's line.
+      reason: why there are no integers.
+      mac_share: its share of the program's multiply-adds, 0 to 1.
+    """
+
+    primitive: str
+    module_path: str
+    source: str
+    reason: str
+    mac_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRecord:
+    """One pass: its name, seconds with verification, and what it changed, in words."""
+
+    name: str
+    seconds: float
+    changed: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Attributes:
+
+    islands: what stays float, in program order.
+    integer_mac_share: multiply-adds done in integers, 0 to 1; 1 where there are none.
+    qdq_pairs_before: quantize/dequantize pairs that a placement per op would have had.
+    qdq_pairs_after: pairs left between integer ops.
+    integer_ops: equations of the final program with integer results.
+    float_ops: equations with float results, the entry and exit among them.
+    weight_bytes: bytes of the final program's weights, everything counted.
+    float_weight_bytes: bytes of the weights that the user gave.
+    sqnr_db: signal to quantization noise of the integers against float on the probe batch; None if not verified.
+    passes: in the order they ran.
+    dump: folder of the dumps, or None.
+    """
+
+    islands: tuple[Island, ...] = ()
+    integer_mac_share: float = 1.0
+    qdq_pairs_before: int = 0
+    qdq_pairs_after: int = 0
+    integer_ops: int = 0
+    float_ops: int = 0
+    weight_bytes: int = 0
+    float_weight_bytes: int = 0
+    sqnr_db: float | None = None
+    passes: tuple[PassRecord, ...] = ()
+    dump: str | None = None
+
+    @property
+    def integer_only(self) -> bool:
+        """Whether everything between the entry and the exit is integers."""
+        return not self.islands
+
+    def __str__(self) -> str:
+        lines = [
+            f"integer only         {'yes' if self.integer_only else f'no, {len(self.islands)} islands'}",
+            f"multiply-adds        {self.integer_mac_share:.1%} in integers",
+            f"QDQ pairs            {self.qdq_pairs_before} per op before, {self.qdq_pairs_after} left",
+            f"ops                  {self.integer_ops} integer, {self.float_ops} float",
+            f"weights              {self.float_weight_bytes:,} bytes before, {self.weight_bytes:,} after",
+        ]
+        if self.sqnr_db is not None:
+            lines.append(f"SQNR on the probe    {self.sqnr_db:.1f} dB")
+        if self.dump:
+            lines.append(f"dumps                {self.dump}")
+        lines.append("passes")
+        lines += [f"  {p.name:<18} {p.seconds:7.2f} s  {p.changed}" for p in self.passes]
+        if self.islands:
+            lines.append("islands")
+            lines += [
+                f"  {i.primitive:<22} {i.module_path or '<top level>'}  {i.source}  ({i.mac_share:.1%})  {i.reason}"
+                for i in self.islands
+            ]
+        return "\n".join(lines)
+
+
+def islands_of(program: Program) -> tuple[Island, ...]:
+    """The islands that partition noted."""
+    total = max(1, program.notes.get("total_macs", 0))
+    return tuple(
+        Island(i["primitive"], i["module_path"], i["source"], i["reason"], i["macs"] / total)
+        for i in program.notes.get("islands", ())
+    )
+
+
+def count_ops(program: Program) -> tuple[int, int]:
+    """(integer, float) equations of a program by their results."""
+    kinds = Counter(classes.is_float(eqn.outvars[0]) for eqn in program.eqns)
+    return kinds[False], kinds[True]
+
+
+def weight_bytes(arrays: Any) -> int:
+    """Bytes of arrays; types of fewer than 8 bits count as stored."""
+    return int(sum(np.prod(a.shape, dtype=np.int64) * a.dtype.itemsize for a in arrays))
+
+
+def sqnr_db(reference: Any, value: Any) -> float:
+    """10 log10(E[reference²] / E[(reference - value)²]) over all arrays together; inf where they are equal."""
+    pairs = [
+        (np.asarray(r, np.float64), np.asarray(v, np.float64)) for r, v in zip(reference, value, strict=True)
+    ]
+    signal = sum(float(np.sum(r**2)) for r, _ in pairs)
+    noise = sum(float(np.sum((r - v) ** 2)) for r, v in pairs)
+    if noise == 0:
+        return float("inf")
+    return 10 * float(np.log10(signal / noise)) if signal > 0 else float("-inf")

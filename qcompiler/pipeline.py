@@ -1,0 +1,244 @@
+"""The order of the passes, and the manager that runs, verifies, times and dumps each.
+
+    trace → simplify → fold_norms → equalize → partition → observe          (float; `float_passes`)
+          → assign_precision → insert_qdq → fuse → fold_zero_points → lower (integers; `integer_passes`)
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompiler import ops
+from qcompiler.backends import lax_int
+from qcompiler.debug.dumps import Dumper
+from qcompiler.debug.report import PassRecord, sqnr_db
+from qcompiler.errors import QuantizationError, RecipeError, VerificationError
+from qcompiler.ir import Program, _compat, replay, serialize
+from qcompiler.passes import (
+    assign_precision,
+    equalize,
+    fold_norms,
+    fold_zero_points,
+    fuse,
+    insert_qdq,
+    observe,
+    partition,
+    simplify,
+)
+from qcompiler.recipe import Recipe
+
+#: Passes that a user can name, as functions of a program (and of a recipe where they need one).
+PASSES: dict[str, Callable[..., Program]] = {
+    "simplify": lambda program, recipe: simplify.simplify(program),
+    "fold_norms": lambda program, recipe: fold_norms.fold_norms(program),
+    "equalize": lambda program, recipe: equalize.equalize(program),
+    "partition": lambda program, recipe: partition.partition(program),
+    "observe": lambda program, recipe: observe.observe(program),
+    "assign_precision": lambda program, recipe: assign_precision.assign_precision(
+        observe.without_observers(program), recipe
+    ),
+    "insert_qdq": lambda program, recipe: insert_qdq.insert_qdq(program, recipe.estimator_for),
+    "fuse": lambda program, recipe: fuse.fuse(program),
+    "fold_zero_points": lambda program, recipe: fold_zero_points.fold_zero_points(program),
+    "lower": lambda program, recipe: lax_int.lower(program),
+}
+FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "partition", "observe")
+INTEGER_PASSES = ("assign_precision", "insert_qdq", "fuse", "fold_zero_points")
+
+#: Least agreement in dB with the program before, for passes that must keep the function. The same float ops run op by op
+#: after simplifying and partitioning; folding and equalizing round weights to float32 again (2**-24 each, some 140 dB), of
+#: which the depth of a network and cancellation in it eat a part.
+_KEEPS_DB = {"simplify": float("inf"), "fold_norms": 80.0, "equalize": 80.0, "partition": float("inf")}
+VERIFY = ("probe", "types", "off")
+
+
+class PassManager:
+    """Runs passes on a program.
+
+    Args:
+      verify: `probe`: types, and the function on a probe batch; `types`: types only; `off`.
+      probe: flat inputs of the program's own shapes, or None.
+      dumper: where programs are written.
+    """
+
+    def __init__(self, verify: str = "probe", probe: Sequence[Any] | None = None, dumper: Dumper | None = None) -> None:
+        if verify not in VERIFY:
+            raise RecipeError(f"unknown verify={verify!r}; known: {', '.join(VERIFY)}")
+        self.verify, self.probe, self.dumper = verify, probe, dumper or Dumper(None)
+        self.records: list[PassRecord] = []
+        self.reference: list[np.ndarray] | None = None
+        self._before: list[np.ndarray] | None = None
+        self.sqnr: float | None = None
+
+    def start(self, program: Program, seconds: float) -> Program:
+        """Records the traced program and runs it on the probe: what all later programs are compared with."""
+        if self.verify == "probe" and self.probe is not None:
+            self.reference = self._before = _outputs(program, self.probe)
+        self.records.append(PassRecord("trace", seconds, f"{len(program.eqns)} equations"))
+        self.dumper.after("trace", program, seconds=round(seconds, 3))
+        return program
+
+    def run(self, name: str, program: Program, apply: Callable[[Program], Program] | Recipe | None = None) -> Program:
+        """The program after the pass `name`, verified.
+
+        Args:
+          name: a pass.
+          program: the program before it.
+          apply: the pass, or the recipe for the pass of that name.
+
+        Raises:
+          RecipeError: no pass of that name.
+          VerificationError: the pass broke the program, or failed itself; names the reproducer it left.
+        """
+        if not callable(apply):
+            if name not in PASSES:
+                raise RecipeError(f"unknown pass {name!r}; known: {', '.join(PASSES)}")
+            recipe = apply or Recipe()
+            apply = lambda before: PASSES[name](before, recipe)
+        start = time.perf_counter()
+        try:
+            after = apply(program)
+            numbers = self._check(name, program, after)
+        except VerificationError as error:
+            raise VerificationError(f"{error}; {self._reproducer(name, program)}") from error
+        except (QuantizationError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            message = f"pass {name} failed: {type(error).__name__}: {error}; {self._reproducer(name, program)}"
+            raise VerificationError(message) from error
+        seconds = time.perf_counter() - start
+        self.records.append(PassRecord(name, seconds, _what_changed(name, program, after)))
+        self.dumper.after(name, after, seconds=round(seconds, 3), **numbers)
+        return after
+
+    def _check(self, name: str, before: Program, after: Program) -> dict[str, Any]:
+        """Types, invariants, and for passes that must keep the function, the outputs on the probe batch."""
+        if self.verify == "off":
+            return {}
+        try:
+            _compat.check_types(after.jaxpr)
+        except Exception as error:
+            raise VerificationError(f"pass {name} made an ill-typed program: {error}") from error
+        if after.notes.get("pairs_after"):
+            raise VerificationError(f"pass {name} left {after.notes['pairs_after']} removable QDQ pairs")
+        if self.reference is None or name not in (*_KEEPS_DB, "insert_qdq"):
+            return {}
+        outputs = _outputs(after, self.probe)
+        for k, (out, was) in enumerate(zip(outputs, self._before, strict=True)):
+            if np.isnan(out).any() and not np.isnan(was).any():
+                raise VerificationError(f"pass {name} makes NaN in result {k}")
+        if name in _KEEPS_DB:
+            # A result of zeros has no signal, so that only equality is agreement.
+            agreement = sqnr_db(self._before, outputs)
+            if not agreement >= _KEEPS_DB[name] and not _equal(self._before, outputs):
+                raise VerificationError(
+                    f"pass {name} changed the function: {agreement:.1f} dB against the program before it on the probe "
+                    f"batch, {_KEEPS_DB[name]} dB are required"
+                )
+        self._before = outputs
+        return {"sqnr_db": sqnr_db(self.reference, outputs)}
+
+    def check_integers(self, fused: Program, folded: Program) -> None:
+        """Runs the integers region by region on the probe batch and compares each with its own simulation.
+
+        The zero-point-folded region must give the same bits as the unfolded one, and both be within one least
+        significant bit of evaluating the region's body. Notes the SQNR of the whole against float.
+
+        Raises:
+          VerificationError: a region disagrees; it is named.
+        """
+        if self.verify != "probe" or self.probe is None:
+            return
+        unfolded = {e.params["id"]: e for e in fused.eqns if e.primitive is ops.region_p}
+        weight_of, fused_weight_of = folded.weight_of, fused.weight_of
+        held = lambda program, names, eqn: [program.weights.get(names.get(v)) for v in eqn.invars]
+
+        def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> list[Any] | None:
+            if eqn.primitive is not ops.region_p:
+                return None
+            constant = lambda name, array: array
+            integers = lax_int.lower_region(eqn, values, held(folded, weight_of, eqn), constant)
+            simulated = _compat.bind(eqn, values)
+            for q, s in zip(integers, simulated, strict=True):
+                off = int(np.max(np.abs(np.asarray(q, np.int64) - np.asarray(s, np.int64)), initial=0))
+                if off > 1:
+                    raise VerificationError(
+                        f"region {eqn.params['id']}: the integers are {off} steps away from the simulation"
+                    )
+            other = unfolded[eqn.params["id"]]
+            if other.params["body"] is not eqn.params["body"] and eqn.params["kind"] in ("dot", "conv"):
+                weights = held(fused, fused_weight_of, other)
+                activations = iter(x for x, w in zip(values, held(folded, weight_of, eqn), strict=True) if w is None)
+                operands = [next(activations) if w is None else w for w in weights]
+                again = lax_int.lower_region(other, operands, weights, constant)
+                if any(not np.array_equal(a, b) for a, b in zip(again, integers, strict=True)):
+                    raise VerificationError(f"region {eqn.params['id']}: folding its zero points changed its integers")
+            return integers
+
+        try:
+            args = [*folded.weights.values(), *self.probe]
+            outputs = [np.asarray(y) for y in replay.evaluate(folded.jaxpr, args, rule, keep_source=False)]
+        except VerificationError as error:
+            raise VerificationError(f"{error}; {self._reproducer('lower', folded)}") from error
+        self.sqnr = sqnr_db(self.reference, outputs)
+
+    def _reproducer(self, name: str, program: Program) -> str:
+        """Leaves the program before a failed pass as a file, and says where."""
+        folder = self.dumper.folder or Path(tempfile.mkdtemp(prefix="qcompiler-"))
+        path = folder / f"before-{name}.qcprogram"
+        try:
+            serialize.save(program, path)
+        except Exception as error:
+            return f"no reproducer could be written ({error})"
+        return f"reproducer: qcompiler.ir.serialize.load({os.fspath(path)!r}), then pass {name!r}"
+
+
+def _outputs(program: Program, probe: Sequence[Any]) -> list[np.ndarray]:
+    return [np.asarray(y, np.float64) for y in program.evaluate(list(probe))]
+
+
+def _equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True))
+
+
+def _what_changed(name: str, before: Program, after: Program) -> str:
+    """The pass's effect in a few words."""
+    notes = after.notes
+    if name == "equalize":
+        return f"{len(notes['equalized'])} pairs"
+    if name == "partition":
+        regions = sum(e.primitive is ops.region_p for e in after.eqns)
+        return f"{regions} regions, {len(notes['islands'])} islands"
+    if name == "observe":
+        return f"{sum(e.primitive is ops.observe_p for e in after.eqns)} values observed"
+    if name == "insert_qdq":
+        return f"{sum(e.primitive is ops.fake_quantize_p for e in after.eqns)} pairs"
+    if name == "fuse":
+        return f"{notes['pairs_before']} pairs per op before, {notes['pairs_after']} left"
+    if name == "assign_precision":
+        return f"{len(notes['types'])} regions typed"
+    return f"{len(before.eqns)} -> {len(after.eqns)} equations"
+
+
+def float_passes(manager: PassManager, program: Program, recipe: Recipe) -> Program:
+    """From the traced program to one with observers."""
+    for name in FLOAT_PASSES:
+        if name != "equalize" or recipe.equalizes:
+            program = manager.run(name, program, recipe)
+    return program
+
+
+def integer_passes(manager: PassManager, program: Program, recipe: Recipe) -> dict[str, Program]:
+    """From the calibrated program to the one that is ready to lower; pass name -> program after it."""
+    found = {}
+    for name in INTEGER_PASSES:
+        program = found[name] = manager.run(name, program, recipe)
+    manager.check_integers(found["fuse"], found["fold_zero_points"])
+    return found
