@@ -15,7 +15,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -94,9 +93,7 @@ class _Fuser:
                 ops.requantize(x.q, x.scale, x.zero_point, scale, zero, x.type, qtype), scale, zero, qtype
             )
         if eqn.invars[0] in self.constants:
-            with jax.ensure_compile_time_eval():
-                held = (jnp.asarray(self.constants.value(v)) for v in eqn.invars)
-                codes = np.asarray(fixed_point.quantize(*held, qtype))
+            codes = fixed_point.quantize_number(*map(self.constants.value, eqn.invars), qtype).astype(qtype.dtype)
             name = f"{self.program.ids[eqn.invars[0]].removeprefix('weight:')}:{qtype.name}"
             return Codes(builder.weight(name, codes), scale, zero, qtype)
         return Codes(ops.quantize(x, scale, zero, qtype), scale, zero, qtype)

@@ -8,6 +8,7 @@ matrix-vector products get a second row.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,36 @@ from jax import lax
 
 #: A conv with no more input and output channels than this leaves the kernel library.
 FEW_CHANNELS = 16
+
+
+def through_int8(
+    multiply: Callable[[Any, Any], Any], operands: Sequence[Any], intervals: Sequence[tuple[Any, Any]]
+) -> Any:
+    """A bilinear product of integers whose intervals are at most 256 wide, by products of int8 alone.
+
+    With a = a' + c, c the middle of its interval: a·b = a'·b' + c_a (1·b') + c_b (a'·1) + c_a c_b (1·1), exact in int32.
+    Zero padding pads a', b' and 1 alike, so that it stays zero padding.
+    """
+    narrow, middles = [], []
+    for x, (low, high) in zip(operands, intervals, strict=True):
+        if x.dtype == jnp.int8 or high - low > 255:
+            narrow.append(x)
+            middles.append(0)
+            continue
+        middle = 0 if -128 <= low and high <= 127 else int(low) + 128
+        narrow.append(lax.convert_element_type(x - np.int32(middle) if middle else x, jnp.int8))
+        middles.append(middle)
+    if any(x.dtype != jnp.int8 for x in narrow):
+        return multiply(*operands)
+    ones = [lax.full_like(x, 1) for x in narrow]
+    out = multiply(*narrow)
+    if middles[0]:
+        out = out + np.int32(middles[0]) * multiply(ones[0], narrow[1])
+    if middles[1]:
+        out = out + np.int32(middles[1]) * multiply(narrow[0], ones[1])
+    if middles[0] and middles[1]:
+        out = out + np.int32(middles[0] * middles[1]) * multiply(*ones)
+    return out
 
 
 def dot(lhs: Any, rhs: Any, dimension_numbers: Any) -> Any:

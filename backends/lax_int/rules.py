@@ -59,6 +59,8 @@ def known(eqn: _compat.JaxprEqn, values: list[Known]) -> Known:
     """An equation on known arrays is computed now."""
     with jax.ensure_compile_time_eval():
         (result,) = _compat.bind(eqn, [jnp.asarray(v.value) for v in values])
+    if eqn.primitive.name == "convert_element_type" and values[0].traced is not None:
+        return Known(np.asarray(result), _compat.bind(eqn, [values[0].traced])[0])
     return Known(np.asarray(result))
 
 
@@ -127,13 +129,12 @@ def _clamp(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
 
 @rule("dot_general", "conv_general_dilated")
 def _product(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
-    dot = eqn.primitive.name == "dot_general"
-    x = (
-        products.dot(traced(values[0]), traced(values[1]), eqn.params["dimension_numbers"])
-        if dot
-        else products.conv(traced(values[0]), traced(values[1]), eqn.params)
-    )
     intervals = [bounds.collapse(*bounds.interval(v)) for v in values]
+    if eqn.primitive.name == "dot_general":
+        multiply = lambda a, b: products.dot(a, b, eqn.params["dimension_numbers"])
+    else:
+        multiply = lambda a, b: products.conv(a, b, eqn.params)
+    x = products.through_int8(multiply, [traced(v) for v in values], intervals)
     held = next((k for k, v in enumerate(values) if isinstance(v, Known)), None)
     if held is None:
         depth = _depth(eqn)

@@ -24,7 +24,8 @@ def define(name: str, fun: Callable[..., Any]) -> Primitive:
         return jax.core.ShapedArray(out.shape, out.dtype)
 
     primitive.def_abstract_eval(abstract)
-    primitive.def_impl(lambda *args, **params: fun(*args, **params))
+    # Compiled per shape as a whole: one small program in place of one per step of `fun`.
+    primitive.def_impl(lambda *args, **params: _compiled(fun, tuple(params.items()))(*args))
     mlir.register_lowering(primitive, mlir.lower_fun(fun, multiple_results=False))
 
     def batch(args: Any, dims: Any, **params: Any) -> Any:
@@ -37,6 +38,11 @@ def define(name: str, fun: Callable[..., Any]) -> Primitive:
 
     batching.primitive_batchers[primitive] = batch
     return primitive
+
+
+@functools.cache
+def _compiled(fun: Callable[..., Any], params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    return jax.jit(functools.partial(fun, **dict(params)))
 
 
 def _batched_first(x: Any, dim: Any, rank: int) -> Any:
