@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from qcompiler import ops
 from qcompiler.errors import RecipeError
-from qcompiler.ir import _compat, classes
+from qcompiler.ir import _compat, classes, identity
+from qcompiler.ir.classes import multiply_adds
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
 from qcompiler.numerics.types import BIAS, QuantType
@@ -48,17 +50,7 @@ def assign_precision(program: Program, recipe: Any) -> Program:
         for name, qtype in (("activation", activation), ("weight", weight)):
             if qtype.bits > 8 or (name == "weight" and not qtype.symmetric):
                 raise RecipeError(f"a rule gives {region} the {name} type {qtype.name}, which has no integer rule yet")
-        by_role: dict[str, QuantType | None] = {
-            "activation": activation,
-            "weight": weight,
-            "bias": BIAS,
-            "term": recipe.stream,
-            "reduced": recipe.stream,
-            "value": None,
-            "index": recipe.index,
-            "constant": None,
-        }
-        chosen = [by_role[role] for role in eqn.params["roles"]]
+        chosen = [_type_of(role, recipe, activation, weight) for role in eqn.params["roles"]]
         position = _regions.weight_position(eqn)
         if position is not None and recipe.per_channel:
             anchor = _regions.anchor_of(eqn)
@@ -74,7 +66,55 @@ def assign_precision(program: Program, recipe: Any) -> Program:
         if not any(rule.matches(e.params["id"]) for e in program.eqns if _regions.is_region(e)):
             raise RecipeError(f"{rule} matches no layer; layers are {_some([*types, *keep_float])}")
     program = program.note("types", types).note("output_types", outputs)
-    return program.note("island_type", recipe.stream).note("float_regions", keep_float).replace(stage="assign_precision")
+    islands = [*program.notes.get("islands", ()), *(_island(program, region) for region in keep_float)]
+    program = program.note("islands", islands).note("float_regions", keep_float)
+    return program.note("island_type", recipe.stream).replace(stage="assign_precision")
+
+
+def _type_of(role: str, recipe: Any, activation: QuantType, weight: QuantType) -> QuantType | None:
+    """The type of an operand in a role; None where it follows from other types, or stays real until `lower`."""
+    by_role = {
+        "activation": activation,
+        "weight": weight,
+        "bias": BIAS,
+        "term": recipe.stream,
+        "reduced": recipe.stream,
+        "index": recipe.index,
+    }
+    return by_role.get(role)
+
+
+def input_types(program: Program, recipe: Any) -> dict[str, QuantType]:
+    """Value id of each input that regions read -> the widest type that they will want, before types are assigned.
+
+    With it calibration observes the model on inputs as they will be stored. Inputs of views and of islands get the
+    recipe's stream type.
+    """
+    found: dict[str, QuantType] = {}
+    for var in program.input_vars:
+        observed = [e.outvars[0] for e, _ in program.users.get(var, ()) if e.primitive is ops.observe_p]
+        for eqn, k in [use for v in (var, *observed) for use in program.users.get(v, ())]:
+            if not _regions.is_region(eqn):
+                continue
+            qtype = _type_of(eqn.params["roles"][k], recipe, recipe.activation, recipe.weight) or recipe.stream
+            known = found.setdefault(program.ids[var], qtype)
+            found[program.ids[var]] = max(known, qtype, key=lambda t: t.bits)
+    return found
+
+
+def _island(program: Program, region: str) -> dict[str, Any]:
+    """The note of a region that the recipe keeps in float, as `partition` writes them."""
+    eqn = next(e for e in program.eqns if _regions.is_region(e) and e.params["id"] == region)
+    path, _, name = region.rpartition("/")
+    inner = _compat.open_jaxpr(eqn.params["body"]).eqns
+    return {
+        "id": region,
+        "primitive": name.partition("#")[0],
+        "module_path": path,
+        "source": identity.source_of(eqn),
+        "reason": "the recipe keeps it in float",
+        "macs": sum(multiply_adds(e) for e in inner),
+    }
 
 
 def _some(names: list[str]) -> str:

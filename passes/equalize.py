@@ -21,6 +21,8 @@ from qcompiler.passes import _affine
 
 _SWEEPS = 20
 _SETTLED = 1e-3
+#: Of the largest range of a weight: int8 cannot show both.
+_NEXT_TO_ZERO = 2.0**-16
 
 
 @dataclasses.dataclass
@@ -35,14 +37,14 @@ class _Pair:
 
 
 def equalize(program: Program) -> Program:
-    """See the module's docstring. Notes `equalized`: pairs of weight names, with the largest scale used."""
+    """See the module's docstring. Notes `equalized`: pairs of weight names, with the largest factor, up or down."""
     constants = Constants(program)
     pairs = [p for eqn in program.eqns if (p := _pair_behind(program, constants, eqn)) is not None]
     arrays: dict[str, np.ndarray] = {}
     for pair in pairs:
         for name in (pair.first, pair.second, *(b for b, _ in pair.biases)):
             arrays[name] = np.asarray(program.weights[name]).astype(np.float64)
-    largest = [1.0] * len(pairs)
+    totals: list[Any] = [1.0] * len(pairs)
     for _ in range(_SWEEPS if pairs else 0):
         moved = 0.0
         for k, pair in enumerate(pairs):
@@ -51,24 +53,33 @@ def equalize(program: Program) -> Program:
             arrays[pair.second] = arrays[pair.second] * _along(scale, pair.second_dim, arrays[pair.second].ndim)
             for name, dim in pair.biases:
                 arrays[name] = arrays[name] / _along(scale, dim, arrays[name].ndim)
-            spread = float(np.max(np.abs(np.log(scale)), initial=0.0))
-            largest[k] *= float(np.exp(spread))
-            moved = max(moved, spread)
+            totals[k] = totals[k] * scale
+            moved = max(moved, _spread(scale))
         if moved < _SETTLED:
             break
     updates = {n: a.astype(program.weights[n].dtype) for n, a in arrays.items()}
-    note = [{"first": p.first, "second": p.second, "largest_scale": s} for p, s in zip(pairs, largest, strict=True)]
+    note = [
+        {"first": p.first, "second": p.second, "largest_scale": float(np.exp(_spread(s)))}
+        for p, s in zip(pairs, totals, strict=True)
+    ]
     return rewrite(program, lambda *_: None, stage="equalize", weights=updates).note("equalized", note)
 
 
 def _scale(first: np.ndarray, first_dim: int, second: np.ndarray, second_dim: int) -> np.ndarray:
-    """sqrt(r1 / r2) per channel; 1 where a channel is zero in either weight, which has no range to equalize."""
+    """sqrt(r1 / r2) per channel; 1 where a channel is next to zero in either weight, which has no range to equalize.
+
+    Its bias is all that such a channel computes, and would grow with the weights until it is the whole tensor's range.
+    """
     ranges = [
         np.abs(w).max(axis=tuple(d for d in range(w.ndim) if d != dim), initial=0.0)
         for w, dim in ((first, first_dim), (second, second_dim))
     ]
-    dead = (ranges[0] == 0) | (ranges[1] == 0)
+    dead = np.logical_or(*(r <= _NEXT_TO_ZERO * r.max(initial=0.0) for r in ranges))
     return np.sqrt(np.where(dead, 1.0, ranges[0]) / np.where(dead, 1.0, ranges[1]))
+
+
+def _spread(scale: Any) -> float:
+    return float(np.max(np.abs(np.log(scale)), initial=0.0))
 
 
 def _along(scale: np.ndarray, dim: int, rank: int) -> np.ndarray:
@@ -102,7 +113,8 @@ def _weight_of(program: Program, constants: Constants, eqn: _compat.JaxprEqn) ->
     held = [k for k in (0, 1) if eqn.invars[k] in constants]
     if len(held) != 1 or (eqn.primitive.name == "conv_general_dilated" and held != [1]):
         return None
-    name = program.weight_of.get(eqn.invars[held[0]])
+    var = eqn.invars[held[0]]
+    name = program.weight_of.get(var) if isinstance(var, _compat.Var) and var.aval.dtype.itemsize >= 4 else None
     return None if name is None or program.use_count(eqn.invars[held[0]]) != 1 else (held[0], name)
 
 
@@ -111,8 +123,8 @@ def _passes_scale(program: Program, constants: Constants, eqn: _compat.JaxprEqn,
     if eqn.primitive.name == "max":
         number = constants.uniform(eqn.invars[1 - where])
         return number is not None and float(number) == 0.0
-    if eqn.primitive.name == "add" and eqn.invars[1 - where] in program.weight_of:
-        other = eqn.invars[1 - where]
+    other = eqn.invars[1 - where] if len(eqn.invars) == 2 else None
+    if eqn.primitive.name == "add" and isinstance(other, _compat.Var) and other in program.weight_of:
         big = [d for d, n in enumerate(other.aval.shape) if n > 1]
         if program.use_count(other) == 1 and len(big) == 1 and other.aval.ndim == eqn.outvars[0].aval.ndim:
             biases.append((program.weight_of[other], big[0]))

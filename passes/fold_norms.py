@@ -3,7 +3,7 @@
     conv(x, w) -> sub mean -> mul s -> add b        ->      conv(x, w * s) -> add (b - mean * s)
 
 Only factors along the weight's own output dimensions fold: a norm over another axis stays where it is. Arithmetic is in
-float64, so outputs agree to float32 rounding.
+float64, so outputs agree to float32 rounding; weights of half precision would be rounded again, and stay as they are.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def _chain_behind(program: Program, constants: Constants, anchor: _compat.JaxprE
         return None
     held = [k for k in (0, 1) if anchor.invars[k] in constants]
     if len(held) != 1 or (anchor.primitive.name == "conv_general_dilated" and held != [1]):
+        return None
+    if anchor.invars[held[0]].aval.dtype.itemsize < 4:
         return None
     chain = _Chain(anchor, held[0], [], np.float64(1), np.float64(0))
     var = anchor.outvars[0]

@@ -79,7 +79,9 @@ class _Fuser:
             return [Codes(*values, eqn.params["type"])]
         if _regions.is_region(eqn) and eqn.params["id"] in self.types:
             return [self.region(builder, eqn, values)]
-        return _compat.bind(eqn, [_real(v, x) for v, x in zip(eqn.invars, values, strict=True)])
+        reals = [_real(v, x) for v, x in zip(eqn.invars, values, strict=True)]
+        # A region that the recipe keeps in float is no region any more: nothing will lower it.
+        return replay.evaluate(eqn.params["body"], reals) if _regions.is_region(eqn) else _compat.bind(eqn, reals)
 
     def pair(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Codes:
         x, scale, zero = values
@@ -94,7 +96,7 @@ class _Fuser:
             )
         if eqn.invars[0] in self.constants:
             codes = fixed_point.quantize_number(*map(self.constants.value, eqn.invars), qtype).astype(qtype.dtype)
-            name = f"{self.program.ids[eqn.invars[0]].removeprefix('weight:')}:{qtype.name}"
+            name = self.program.weight_of[eqn.invars[1]].removesuffix("/scale")
             return Codes(builder.weight(name, codes), scale, zero, qtype)
         return Codes(ops.quantize(x, scale, zero, qtype), scale, zero, qtype)
 
@@ -140,12 +142,14 @@ class _Fuser:
             scale, zero = (builder.get(weights[v]) for v in reader.invars[1:])
             ends.append((operand(scale, "scale"), operand(zero, "zero_point"), reader.params["type"]))
 
+        rule = _table_rule if eqn.params["kind"] == "table" else _body_rule
+
         def body(*args: Any) -> list[Any]:
             inner = [
                 Codes(*(args[i] for i in where), qtype) if qtype is not None else args[where] for where, qtype in packed
             ]
             scale = args[at_scale] if at_scale is not None else None
-            (out,) = replay.evaluate(eqn.params["body"], inner, lambda e, xs: _body_rule(e, xs, scale))
+            (out,) = replay.evaluate(eqn.params["body"], inner, lambda e, xs: rule(e, xs, scale))
             if view:
                 return [out.q]
             real = out.real() if isinstance(out, Codes) else out
@@ -178,18 +182,38 @@ def _body_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Se
     name, params = eqn.primitive.name, eqn.params
     coded = [v for v in values if isinstance(v, Codes)]
     if not coded:
-        return None
+        return _in_float32(eqn, values)
     if name in classes.PRODUCT and len(coded) == 2:
         return [_exact(_regions.integer_product(eqn, *(v.shifted() for v in values)), accumulator)]
     if name == "reduce_sum":
         return [_exact(jnp.sum(values[0].shifted(), axis=params["axes"], dtype=jnp.int32), accumulator)]
     if name == "add" and len(coded) == 2 and all(v.type == BIAS for v in coded):
         return [_exact(lax.add_p.bind(values[0].q, values[1].q), accumulator)]
-    if name in classes.IDENTITY:
+    if name in classes.IDENTITY or classes.is_float_cast(eqn):
         return [values[0]]
     if name in classes.VIEW:
         (q,) = _compat.bind(eqn, [values[0].q, *values[1:]])
         return [Codes(q, values[0].scale, values[0].zero_point, values[0].type)]
+    return _in_float32(eqn, values)
+
+
+def _in_float32(eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any]:
+    """The equation on reals, float32 where its own type is narrower: integers do not round there."""
+    pairs = zip(eqn.invars, values, strict=True)
+    wide = [_at_least_float32(x, v.aval.dtype) if classes.is_float(v) else x for v, x in pairs]
+    if classes.is_float_cast(eqn):
+        return [_at_least_float32(wide[0], eqn.outvars[0].aval.dtype)]
+    return _compat.bind(eqn, wide)
+
+
+def _at_least_float32(value: Any, dtype: Any) -> Any:
+    dtype = dtype if dtype.itemsize >= 4 else np.float32
+    return value.real(dtype) if isinstance(value, Codes) else lax.convert_element_type(value, dtype)
+
+
+def _table_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Sequence[Any]:
+    """One equation of a table's body: it is evaluated as it stands, so that its own roundings are kept."""
+    del accumulator
     return _compat.bind(eqn, [_real(v, x) for v, x in zip(eqn.invars, values, strict=True)])
 
 

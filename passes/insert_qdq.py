@@ -21,7 +21,7 @@ from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
 from qcompiler.numerics import fixed_point, types
 from qcompiler.numerics.types import QuantType
-from qcompiler.passes import _regions
+from qcompiler.passes import _affine, _regions
 
 
 def insert_qdq(program: Program, estimator_for: Callable[[QuantType], Any]) -> Program:
@@ -83,6 +83,10 @@ class _Inserter:
         """Whether the value leaves its producer as integers: it is the result of a region."""
         return self.quantized_region(self.producer.get(var))
 
+    def reads_quantized(self, atom: Any) -> bool:
+        """Whether islands read the value as it is stored."""
+        return isinstance(atom, _compat.Var) and atom in self.island_needs
+
     def owner(self, var: Any) -> Any:
         """The value whose scale a value has: the operand behind views."""
         while self.quantized_region(eqn := self.producer.get(var)) and eqn.params["kind"] == "view":
@@ -140,7 +144,7 @@ class _Inserter:
                     values = self.region_operands(builder, eqn, values, read)
                 else:
                     pairs = zip(eqn.invars, values, strict=True)
-                    values = [read(v, x, island_type if v in self.island_needs else None) for v, x in pairs]
+                    values = [read(v, x, island_type if self.reads_quantized(v) else None) for v, x in pairs]
                 results = _compat.bind(eqn, values)
                 for var, result in zip(eqn.outvars, results, strict=True):
                     quantized[var] = self.pairs(builder, var, result)
@@ -163,24 +167,45 @@ class _Inserter:
         out = list(values)
         for k, (var, role, qtype) in enumerate(zip(eqn.invars, eqn.params["roles"], chosen, strict=True)):
             if role == "weight":
-                array = self.constants.value(var)
-                scale, zero = weight_scale(array, qtype)
-                scales[k] = scale
-                name = f"{self.program.ids[var].removeprefix('weight:')}:{qtype.name}"
-                scale, zero = builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
-                out[k] = ops.fake_quantize(values[k], scale, zero, qtype)
+                scales[k] = weight_scale(self.constants.value(var), qtype)[0]
             elif role not in ("bias", "constant"):
                 out[k] = read(var, values[k], qtype)
                 if role in ("activation", "reduced"):
                     scales[k] = self.parameters[self.owner(var), qtype][0]
         anchor = _regions.anchor_of(eqn)
         if anchor is not None:
+            self.make_room_for_bias(eqn, scales)
+            for k in (k for k, role in enumerate(eqn.params["roles"]) if role == "weight"):
+                out[k] = self.weight(builder, eqn, k, values[k], chosen[k], scales[k])
             scale = _regions.accumulator_scale(eqn, scales)
             traced = builder.weight(f"{eqn.params['id']}:accumulator/scale", scale)
             for k, role in enumerate(eqn.params["roles"]):
                 if role == "bias":
                     out[k] = self.bias(builder, eqn, k, scale, traced)
         return out
+
+    def weight(self, builder: Builder, eqn: _compat.JaxprEqn, k: int, value: Any, qtype: QuantType, scale: Any) -> Any:
+        var = eqn.invars[k]
+        known, zero = weight_scale(self.constants.value(var), qtype)
+        name = f"{self.program.ids[var].removeprefix('weight:')}:{qtype.name}"
+        name += "" if np.array_equal(known, scale) else f"@{eqn.params['id']}"
+        scale, zero = builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
+        return ops.fake_quantize(value, scale, zero, qtype)
+
+    def make_room_for_bias(self, eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> None:
+        """Raises the scale of channels next to zero whose bias would not fit, at most to that of the largest channel."""
+        position = _regions.weight_position(eqn)
+        bias = next((v for v, role in zip(eqn.invars, eqn.params["roles"], strict=True) if role == "bias"), None)
+        if position is None or bias is None:
+            return
+        anchor = _regions.anchor_of(eqn)
+        k = _regions.operand_index(eqn, anchor.invars[position])
+        if scales[k].ndim == 0:
+            return
+        codes = fixed_point.quantize_bias(self.constants.value(bias), _regions.accumulator_scale(eqn, scales))
+        over = _affine.on_weight(np.abs(codes) / 2.0**30, anchor, position)
+        raised = np.minimum(scales[k] * np.maximum(over, 1.0), scales[k].max())
+        scales[k] = np.where(over > 1.0, raised, scales[k]).astype(np.float32)
 
     def bias(self, builder: Builder, eqn: _compat.JaxprEqn, k: int, scale: np.ndarray, traced: Any) -> Any:
         codes = fixed_point.quantize_bias(self.constants.value(eqn.invars[k]), scale)

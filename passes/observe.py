@@ -19,7 +19,9 @@ from qcompiler.errors import CalibrationError
 from qcompiler.ir import _compat, classes, identity, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
+from qcompiler.numerics import fixed_point, types
 from qcompiler.numerics.ranges import Histogram
+from qcompiler.numerics.types import QuantType
 
 
 def observe(program: Program) -> Program:
@@ -61,7 +63,7 @@ def observed_values(program: Program) -> set[Any]:
 
 
 def reader(program: Program) -> Callable[[Sequence[Any]], dict[str, Any]]:
-    """A compiled function from flat inputs to {value id: array}, for a program with observers."""
+    """A compiled function from flat inputs to {value id: array} in program order, for a program with observers."""
 
     def read(weights: list[Any], inputs: list[Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -75,31 +77,80 @@ def reader(program: Program) -> Callable[[Sequence[Any]], dict[str, Any]]:
         return found
 
     compiled = jax.jit(read)
-    return lambda inputs: compiled(list(program.weights.values()), list(inputs))
+    marked = [eqn.params["id"] for eqn in program.eqns if eqn.primitive is ops.observe_p]
+
+    def ordered(inputs: Sequence[Any]) -> dict[str, Any]:
+        # What jit returns is sorted by name; the first bad value of a batch is the first in program order.
+        found = compiled(list(program.weights.values()), list(inputs))
+        return {key: found[key] for key in marked}
+
+    return ordered
 
 
-def update(histograms: dict[str, Histogram], values: Mapping[str, Any], where: Mapping[str, str], batch: int) -> None:
-    """Adds one batch of observed values to the histograms.
+class Collector:
+    """Histograms of a program's observed values, over any number of batches.
+
+    The program sees its inputs as they will be stored, quantized with the range known so far: a norm behind a row of small
+    values must be calibrated on what quantization leaves of that row.
 
     Args:
-      histograms: value id -> histogram, extended in place.
-      values: value id -> array, from `reader`.
-      where: value id -> place in the user's model, for messages.
-      batch: number of the batch, from 0, for messages.
-
-    Raises:
-      CalibrationError: a value is NaN or infinite; the first such value in program order is named.
+      program: with observers.
+      input_types: value id of an input -> its type; others are read as they are.
+      estimator_for: type -> range estimator.
     """
-    for key, array in values.items():
-        array = np.asarray(array)
+
+    def __init__(
+        self,
+        program: Program,
+        input_types: Mapping[str, QuantType] | None = None,
+        estimator_for: Callable[[QuantType], Any] | None = None,
+    ) -> None:
+        self._input_types = dict(input_types or {})
+        self._estimator_for = estimator_for
+        self._where = places(program)
+        self._inputs = [f"input:{n}" for n in program.signature.input_names]
+        self._histograms: dict[str, Histogram] = {}
+        self._batches = 0
+
+    def add(self, read: Callable[[Sequence[Any]], Mapping[str, Any]], inputs: Sequence[Any]) -> None:
+        """Adds one batch of flat inputs, read by `reader` of the program at their shapes.
+
+        Raises:
+          CalibrationError: a value is NaN or infinite; the first such value in program order is named.
+        """
+        stored = [self._stored(key, x) if key in self._input_types else x for key, x in zip(self._inputs, inputs, strict=True)]
+        values = read(stored)
+        for key in sorted(values, key=list(self._where).index):
+            if key not in self._input_types:
+                self._update(key, values[key])
+        self._batches += 1
+
+    def _stored(self, key: str, x: Any) -> np.ndarray:
+        """An input behind the pair that it will get."""
+        self._update(key, x)
+        x, qtype = np.asarray(x), self._input_types[key]
+        if not x.size:
+            return x
+        low, high = self._estimator_for(qtype).estimate(self.stats[key], qtype.qmin, qtype.qmax, qtype.symmetric)
+        scale, zero = types.scale_and_zero_point(low, high, qtype)
+        codes = fixed_point.quantize_number(x, scale, zero, qtype)
+        return ((codes - zero).astype(np.float32) * scale).astype(x.dtype)
+
+    def _update(self, key: str, array: Any) -> None:
+        array = np.asarray(array).astype(np.float32, copy=False)
         try:
-            histograms.setdefault(key, Histogram()).update(array.astype(np.float32, copy=False))
+            self._histograms.setdefault(key, Histogram()).update(array)
         except ValueError as error:
-            bad = "NaN" if np.isnan(array.astype(np.float32)).any() else "infinity"
+            bad = "NaN" if np.isnan(array).any() else "infinity"
             raise CalibrationError(
-                f"calibration batch {batch} gives {bad} in {key} ({where.get(key, 'unknown place')}): "
+                f"calibration batch {self._batches} gives {bad} in {key} ({self._where.get(key, 'unknown place')}): "
                 "remove such samples, or mend the layer that makes them"
             ) from error
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Value id -> `RangeStats`."""
+        return {key: histogram.stats for key, histogram in self._histograms.items()}
 
 
 def places(program: Program) -> dict[str, str]:
@@ -108,11 +159,6 @@ def places(program: Program) -> dict[str, str]:
     for eqn in program.eqns:
         found[program.ids[eqn.outvars[0]]] = identity.describe(eqn)
     return found
-
-
-def stats_of(histograms: Mapping[str, Histogram]) -> dict[str, Any]:
-    """Value id -> `RangeStats`."""
-    return {key: histogram.stats for key, histogram in histograms.items()}
 
 
 def without_observers(program: Program) -> Program:
@@ -129,8 +175,7 @@ def without_observers(program: Program) -> Program:
 
 def collect(program: Program, batches: Iterable[Sequence[Any]]) -> Program:
     """The program (with observers) with `stats` filled from batches of flat inputs of its own shapes."""
-    read, where = reader(program), places(program)
-    histograms: dict[str, Histogram] = {}
-    for number, batch in enumerate(batches):
-        update(histograms, read(batch), where, number)
-    return program.replace(stats=stats_of(histograms))
+    collector, read = Collector(program), reader(program)
+    for batch in batches:
+        collector.add(read, batch)
+    return program.replace(stats=collector.stats)

@@ -47,10 +47,11 @@ class Region:
 
 def partition(program: Program) -> Program:
     """See the module's docstring. Notes `islands`: one entry per equation that stays float."""
-    regions, islands = plan(program)
-    ids = program.ids
+    planner = _Planner(program)
+    regions, islands = planner.run()
+    ids, constants = program.ids, Constants(program)
     root_of = {id(r.root): r for r in regions}
-    inside = {id(e) for r in regions for e in r.members}
+    inside = {id(e) for r in regions for e in r.members} - planner.outside
     values_of: dict[Any, Any] = dict.fromkeys(program.invars)
 
     def rule(builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
@@ -59,7 +60,11 @@ def partition(program: Program) -> Program:
                 values_of[atom] = value
         if id(eqn) in root_of:
             region = root_of[id(eqn)]
-            operands = [values_of[v] for v, _ in region.operands]
+            operands = [
+                # A weight that the program spreads out from a smaller one or a number is made whole.
+                builder.weight(f"{ids[v]}:whole", constants.value(v)) if v in constants and v in program.producer else x
+                for v, x in ((v, values_of.get(v)) for v, _ in region.operands)
+            ]
             name = ids[(region.anchor or region.root).outvars[0]]
             results = ops.region(
                 lambda *args: _run_body(region, args),
@@ -83,12 +88,12 @@ def partition(program: Program) -> Program:
             "module_path": identity.module_path(e),
             "source": identity.source_of(e),
             "reason": reason,
-            "macs": multiply_adds(e),
+            "macs": classes.multiply_adds(e),
         }
         for e, reason in islands
     ]
     out = rewrite(program, _with_inputs(program, values_of, rule), stage="partition")
-    total = sum(multiply_adds(e) for e in program.eqns)
+    total = sum(classes.multiply_adds(e) for e in program.eqns)
     return out.note("islands", islands_note).note("total_macs", total)
 
 
@@ -125,20 +130,24 @@ class _Planner:
         self.producer = program.producer
         self.order = {id(e): k for k, e in enumerate(program.eqns)}
         self.source = self._sources()
+        self.outside: set[int] = set()
+        self.needed: set[Any] = {v for v in program.outvars if isinstance(v, _compat.Var)}
         self.regions: list[Region] = []
         self.islands: list[tuple[_compat.JaxprEqn, str]] = []
 
     def run(self) -> tuple[list[Region], list[tuple[_compat.JaxprEqn, str]]]:
         live = replay.live_equations(self.program.jaxpr)
-        needed = {v for v in self.program.outvars if isinstance(v, _compat.Var)}
+        needed = self.needed
         for eqn in reversed(live):
             if not any(v in needed for v in eqn.outvars) and not _compat.has_side_effects(eqn):
                 continue
             if eqn.outvars[0] in self.constants:
+                self.outside.add(id(eqn))
                 needed.update(v for v in eqn.invars if isinstance(v, _compat.Var))
                 continue
             region = self.grow(eqn)
             if region is None:
+                self.outside.add(id(eqn))
                 reason = self.why_island(eqn)
                 if reason is not None:
                     self.islands.append((eqn, reason))
@@ -211,15 +220,41 @@ class _Planner:
         if source is None:
             return None
         members = self.cone(root, source)
-        if all(self.is_clamp(e) or self.affine(e) is not None or e.primitive.name in classes.IDENTITY for e in members):
+        source = self.index_of(root, source, members)
+        members = self.cone(root, source)
+        if self.is_plain(members):
             return None
         roles = {(id(e), k): "index" for e in members for k, v in enumerate(e.invars) if v is source}
         return self.region("table", root, members, roles)
+
+    def index_of(self, root: Any, source: Any, members: list[Any]) -> Any:
+        """The value that the table of a root reads: its source, or what a linear region makes of that and stores.
+
+        Otherwise the product before a bias that others read too would be stored as well, and computed twice.
+        """
+        inside = {id(e) for e in members}
+        for eqn in reversed(members[:-1]):
+            var = eqn.outvars[0]
+            users = self.program.users.get(var, [])
+            shared = self.program.use_count(var) > len(users) or any(id(user) not in inside for user, _ in users)
+            rest = self.cone(root, var) if shared else []
+            if shared and all(v is not source for e in rest for v in e.invars) and self.is_plain(self.cone(eqn, source)):
+                return var
+        return source
+
+    def is_plain(self, members: list[Any]) -> bool:
+        """Whether a linear region computes them, so that no table is needed."""
+        return all(
+            self.is_clamp(e) or self.affine(e) is not None or self.is_identity(e) for e in members
+        )
 
     # Linear regions
 
     def affine(self, eqn: _compat.JaxprEqn) -> Any:
         return _affine.affine_of(eqn, self.constants)
+
+    def is_identity(self, eqn: _compat.JaxprEqn) -> bool:
+        return eqn.primitive.name in classes.IDENTITY or classes.is_float_cast(eqn)
 
     def is_clamp(self, eqn: _compat.JaxprEqn) -> bool:
         """A max, min or clamp of one value by numbers."""
@@ -265,7 +300,7 @@ class _Planner:
                         "weight" if v in self.constants else "reduced" if len(eqn.invars) == 1 else "activation"
                     )
                 return True
-            through = (top and self.is_clamp(eqn)) or eqn.primitive.name in classes.IDENTITY
+            through = (top and self.is_clamp(eqn)) or self.is_identity(eqn)
             join = self.is_join(eqn)
             if not (through or join or self.affine(eqn) is not None):
                 return False
@@ -286,8 +321,8 @@ class _Planner:
         return self.region(kind, root, members, roles, anchor[0] if anchor else None)
 
     def single(self, var: Any) -> bool:
-        """Read once, by an equation that can be reached from here, and computed with the result's shape."""
-        return self.program.use_count(var) == 1 and var in self.producer
+        """Read once, and not stored for another region that reaches it some other way."""
+        return self.program.use_count(var) == 1 and var in self.producer and var not in self.needed
 
     def mark_bias(self, anchor: Any, members: list[Any], roles: dict[tuple[int, int], str]) -> None:
         """The constant added straight to a product of an activation and a weight is its int32 bias."""
@@ -313,7 +348,7 @@ class _Planner:
 
         def hold(var: Any, role: str) -> None:
             eqn = self.producer.get(var)
-            if eqn is None or var not in self.constants:
+            if eqn is None or var not in self.constants or role == "weight":
                 if (var, role) not in operands:
                     operands.append((var, role))
                 return
@@ -339,7 +374,7 @@ class _Planner:
         atoms = [*eqn.invars, *eqn.outvars]
         if not any(classes.is_float(v) for v in atoms if v not in self.constants):
             return None
-        if not classes.is_float(eqn.outvars[0]):
+        if not any(map(classes.is_float, eqn.outvars)):
             return "computes no real number from one"
         name = eqn.primitive.name
         if name in ("mul", "div") and all(v not in self.constants for v in eqn.invars):
@@ -359,16 +394,3 @@ def _stricter(first: str | None, second: str) -> str:
 
 def _reverses(eqn: _compat.JaxprEqn) -> bool:
     return eqn.params.get("batch_group_count", 1) != 1
-
-
-def multiply_adds(eqn: _compat.JaxprEqn) -> int:
-    """Multiply-adds of an equation: of a dot or conv; 0 otherwise."""
-    if eqn.primitive.name == "dot_general":
-        (contract, _), _ = eqn.params["dimension_numbers"]
-        depth = int(np.prod([eqn.invars[0].aval.shape[d] for d in contract]))
-        return depth * int(np.prod(eqn.outvars[0].aval.shape))
-    if eqn.primitive.name == "conv_general_dilated":
-        kernel = eqn.invars[1].aval.shape
-        out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-        return int(np.prod(eqn.outvars[0].aval.shape)) * int(np.prod(kernel)) // out_features
-    return 0

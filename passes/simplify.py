@@ -61,7 +61,11 @@ class _Replay:
         ]
         elementwise = eqn.primitive.name in classes.ELEMENTWISE
         shape = eqn.outvars[0].aval.shape
-        values = [self.compact(v, shape, eqn.primitive.name) if elementwise else self.whole(v) for v in values]
+        # What clamp bounds is never a number.
+        small = [elementwise and not (eqn.primitive.name == "clamp" and k == 1) for k in range(len(values))]
+        values = [
+            self.compact(v, shape, eqn.primitive.name) if s else self.whole(v) for v, s in zip(values, small, strict=True)
+        ]
         same = _does_nothing(eqn, values)
         if same is not None:
             return [same]

@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +21,7 @@ from qcompiler import pipeline
 from qcompiler import recipe as recipes
 from qcompiler import target as targets
 from qcompiler.backends import lax_int
-from qcompiler.debug import progress, report
+from qcompiler.debug import census, progress, report
 from qcompiler.debug.dumps import Dumper
 from qcompiler.errors import (
     CalibrationError,
@@ -26,11 +29,11 @@ from qcompiler.errors import (
     QuantizationError,
     RecipeError,
     SignatureError,
+    VerificationError,
 )
 from qcompiler.flax_adapter import Source, source_of
-from qcompiler.ir import Program, tracing
-from qcompiler.numerics.ranges import Histogram
-from qcompiler.passes import observe
+from qcompiler.ir import Program, identity, tracing
+from qcompiler.passes import assign_precision, observe
 
 #: Weights up to this many bytes reach XLA as constants, which it can lay out once; above, as arguments.
 CONSTANT_BYTES = 1 << 29
@@ -117,6 +120,8 @@ def _check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
 
 
 def _batches(items: Iterable[Any], source: Source) -> Any:
+    if isinstance(items, Mapping | str | bytes | call):
+        raise CalibrationError(f"calibration batches must be an iterable of batches, got one {type(items).__name__}")
     try:
         iterator = iter(items)
     except TypeError:
@@ -148,8 +153,32 @@ def _trace(
 ) -> Traced:
     manager = pipeline.PassManager(verify, dumper=dumper)
     start = time.perf_counter()
-    program = source.trace(args, kwargs)
+    program = _with_bytes(source.trace(args, kwargs))
     return Traced(source, recipe, manager, program, time.perf_counter() - start)
+
+
+def _with_bytes(program: Program) -> Program:
+    return program.note("float_weight_bytes", report.weight_bytes(program.weights.values()))
+
+
+def _retrace(source: Source, item: call, error: type[QuantizationError], what: str) -> Program:
+    """The program at other shapes; what the user was warned of at the first ones is not said again."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="qcompiler dropped")
+        try:
+            return source.trace(item.args, item.kwargs)
+        except (TypeError, ValueError) as cause:
+            shapes = [tracing.abstract(x).shape for x in jax.tree_util.tree_leaves((item.args, item.kwargs))]
+            raise error(
+                f"{what}: the model fails on inputs of shapes {shapes} at {tracing.user_line(cause)}: {cause}"
+            ) from cause
+
+
+def _branched(manager: pipeline.PassManager) -> pipeline.PassManager:
+    """A manager that goes on from here, so that a stage can be left in several ways, each with its own report."""
+    branch = copy.copy(manager)
+    branch.records = list(manager.records)
+    return branch
 
 
 class _Stage:
@@ -170,7 +199,7 @@ class _Stage:
         return self.program.text()
 
 
-def _report(program: Program, manager: pipeline.PassManager, float_bytes: int = 0) -> report.Report:
+def _report(program: Program, manager: pipeline.PassManager) -> report.Report:
     integer_ops, float_ops = report.count_ops(program)
     islands = report.islands_of(program)
     folder = manager.dumper.folder
@@ -182,7 +211,7 @@ def _report(program: Program, manager: pipeline.PassManager, float_bytes: int = 
         integer_ops=integer_ops,
         float_ops=float_ops,
         weight_bytes=report.weight_bytes(program.weights.values()),
-        float_weight_bytes=float_bytes,
+        float_weight_bytes=program.notes.get("float_weight_bytes", 0),
         sqnr_db=manager.sqnr,
         passes=tuple(manager.records),
         dump=str(folder) if folder is not None else None,
@@ -214,15 +243,15 @@ class Traced(_Stage):
     def _calibrate(self, first: call, rest: Iterable[call]) -> Calibrated:
         flat = _flatten(first, self.program, "calibration batch 0")
         if any(a.shape != b.shape for a, b in zip(map(tracing.abstract, flat), self.program.input_avals, strict=True)):
-            return Traced(
-                self._source, self._recipe, self._manager, self._source.trace(first.args, first.kwargs), self._seconds
-            )._calibrate(first, rest)
+            program = _with_bytes(_retrace(self._source, first, CalibrationError, "calibration batch 0"))
+            return Traced(self._source, self._recipe, self._manager, program, self._seconds)._calibrate(first, rest)
         _check_data(flat, self.program, 0)
-        self._manager.probe = flat
-        program = self._manager.start(self.program, self._seconds)
-        observed = pipeline.float_passes(self._manager, program, self._recipe)
-        histograms: dict[str, Histogram] = {}
-        where = observe.places(observed)
+        manager = _branched(self._manager)
+        manager.probe = flat
+        program = manager.start(self.program, self._seconds)
+        observed = pipeline.float_passes(manager, program, self._recipe)
+        input_types = assign_precision.input_types(observed, self._recipe)
+        collector = observe.Collector(observed, input_types, self._recipe.estimator_for)
         readers: dict[Any, Any] = {}
         start = time.perf_counter()
         with progress.bar("calibrate") as tick:
@@ -232,24 +261,22 @@ class Traced(_Stage):
                 key = tuple(np.shape(x) for x in flat)
                 if key not in readers:
                     shapes = tuple(a.shape for a in observed.input_avals)
-                    same = observed if key == shapes else self._specialize(item)
+                    same = observed if key == shapes else self._specialize(item, number)
                     if list(_observed_ids(same)) != list(_observed_ids(observed)):
                         raise CalibrationError(
                             f"calibration batch {number} traces to other operations than batch 0: {key} against {shapes}"
                         )
                     readers[key] = observe.reader(same)
-                observe.update(histograms, readers[key](flat), where, number)
+                collector.add(readers[key], flat)
                 tick(number + 1)
-        calibrated = observed.replace(stats=observe.stats_of(histograms))
-        self._manager.records.append(
-            report.PassRecord("calibrate", time.perf_counter() - start, f"{number + 1} batches")
-        )
-        return Calibrated(self._source, self._recipe, self._manager, calibrated)
+        calibrated = observed.replace(stats=collector.stats)
+        manager.records.append(report.PassRecord("calibrate", time.perf_counter() - start, f"{number + 1} batches"))
+        return Calibrated(self._source, self._recipe, manager, calibrated)
 
-    def _specialize(self, item: call) -> Program:
+    def _specialize(self, item: call, number: int) -> Program:
         """The observed program at another batch size."""
-        manager = pipeline.PassManager("types")
-        return pipeline.float_passes(manager, self._source.trace(item.args, item.kwargs), self._recipe)
+        program = _retrace(self._source, item, CalibrationError, f"calibration batch {number}")
+        return pipeline.float_passes(pipeline.PassManager("types"), program, self._recipe)
 
 
 def _chain(first: call, rest: Iterable[call]) -> Iterable[call]:
@@ -291,6 +318,13 @@ def _describe_tree(tree: Any) -> str:
 
 def _check_data(flat: Sequence[Any], program: Program, number: int) -> None:
     for name, leaf in zip(program.signature.input_names, flat, strict=True):
+        if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+            raise CalibrationError(
+                f"calibration batch {number}: input {name} is a {type(leaf).__name__} without values; calibrate on "
+                "arrays, outside of jit"
+            )
+        if jax.dtypes.issubdtype(tracing.abstract(leaf).dtype, jax.dtypes.prng_key):
+            continue
         array = np.asarray(leaf)
         if jax.dtypes.issubdtype(array.dtype, np.floating) and not np.isfinite(array.astype(np.float32)).all():
             bad = "NaN" if np.isnan(array.astype(np.float32)).any() else "infinity"
@@ -319,12 +353,20 @@ class Calibrated(_Stage):
         chosen = self._recipe if recipe is None else recipes.named(recipe)
         if chosen.equalizes != self._recipe.equalizes:
             raise RecipeError("equalization comes before calibration: pass this recipe to qc.trace instead")
-        islands = report.islands_of(self.program)
-        if strict and islands:
-            listed = "\n".join(f"  {i.primitive} in {i.module_path or '<top level>'} at {i.source}: {i.reason}" for i in islands)
-            raise IslandError(f"strict mode: {len(islands)} operations would stay float:\n{listed}")
-        programs = pipeline.integer_passes(self._manager, self.program, chosen)
-        return Quantized(self._source, chosen, self._manager, self.program, programs)
+        if strict:
+            _refuse_islands(self.program)
+        manager = _branched(self._manager)
+        programs = pipeline.integer_passes(manager, self.program, chosen)
+        if strict:
+            _refuse_islands(programs["fold_zero_points"])
+        return Quantized(self._source, chosen, manager, self.program, programs)
+
+
+def _refuse_islands(program: Program) -> None:
+    islands = report.islands_of(program)
+    if islands:
+        listed = "\n".join(f"  {i.primitive} in {i.module_path or '<top level>'} at {i.source}: {i.reason}" for i in islands)
+        raise IslandError(f"strict mode: {len(islands)} operations would stay float:\n{listed}")
 
 
 class Quantized(_Stage):
@@ -346,8 +388,11 @@ class Quantized(_Stage):
         """Lowers to `jax.lax` integers; see `quantize` for the arguments."""
         _check_choice("io", io, ("float", "int"))
         _check_choice("weights", weights, (None, "constant", "argument"))
-        lowered = self._manager.run("lower", self.program, lambda p: lax_int.lower(p, io))
-        return QuantizedModel(self, lowered, io, weights)
+        manager = _branched(self._manager)
+        lowered = manager.run("lower", self.program, lambda p: lax_int.lower(p, io))
+        if io == "int" and not lowered.notes["islands"] and (found := census.float_avals(lowered)):
+            raise VerificationError(f"the integer program holds {len(found)} float values, such as {found[0].aval}")
+        return QuantizedModel(self, lowered, io, weights, _report(lowered, manager))
 
 
 class QuantizedModel:
@@ -361,23 +406,21 @@ class QuantizedModel:
       report: numbers; see `debug.report.Report`.
     """
 
-    def __init__(self, quantized: Quantized, lowered: Program, io: str, weights: str | None) -> None:
+    def __init__(
+        self, quantized: Quantized, lowered: Program, io: str, weights: str | None, result: report.Report
+    ) -> None:
         self._quantized, self._io = quantized, io
         self.program = lowered
         self.params = dict(lowered.weights)
-        total = report.weight_bytes(self.params.values())
-        self._constant = total <= CONSTANT_BYTES if weights is None else weights == "constant"
-        float_bytes = report.weight_bytes(
-            leaf for leaf in jax.tree_util.tree_leaves(quantized._source.weights) if hasattr(leaf, "dtype")
-        )
-        self.report = _report(lowered, quantized._manager, float_bytes)
+        self._constant = result.weight_bytes <= CONSTANT_BYTES if weights is None else weights == "constant"
+        self.report = result
         self._programs: dict[Any, Program] = {self._key(lowered.input_avals): lowered}
         self._functions: dict[tuple[str, Any], Callable[..., Any]] = {}
         _warn_of_islands(self.report)
 
     @staticmethod
     def _key(avals: Iterable[Any]) -> Any:
-        return tuple((tuple(a.shape), np.dtype(a.dtype).name) for a in avals)
+        return tuple((tuple(a.shape), str(a.dtype)) for a in avals)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result, computed in integers.
@@ -411,10 +454,11 @@ class QuantizedModel:
     def _compile(self, which: str, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
         if which == "float":
             source = self._quantized._source
+            weights = jax.tree_util.tree_map(jax.numpy.asarray, source.weights)
 
             def original(*flat: Any) -> Any:
                 inner_args, inner_kwargs = jax.tree_util.tree_unflatten(self.program.signature.in_tree, flat)
-                return jax.tree_util.tree_leaves(source.fun(source.weights, *inner_args, **inner_kwargs))
+                return jax.tree_util.tree_leaves(source.fun(weights, *inner_args, **inner_kwargs))
 
             return jax.jit(original)
         if which == "simulate":
@@ -436,7 +480,8 @@ class QuantizedModel:
             args, kwargs = self._float_avals(args, kwargs)
         abstract = jax.tree_util.tree_map(tracing.abstract, (args, kwargs))
         manager = pipeline.PassManager("types")
-        program = pipeline.float_passes(manager, quantized._source.trace(*abstract), quantized._recipe)
+        retraced = _retrace(quantized._source, call(*abstract[0], **abstract[1]), SignatureError, "this call")
+        program = pipeline.float_passes(manager, retraced, quantized._recipe)
         if list(_observed_ids(program)) != list(_observed_ids(quantized._calibrated)):
             raise SignatureError(
                 "for inputs of these shapes the model traces to other operations than were calibrated; "
@@ -451,6 +496,14 @@ class QuantizedModel:
         real = self._quantized.program.input_avals
         avals = [jax.ShapeDtypeStruct(tracing.abstract(x).shape, a.dtype) for x, a in zip(flat, real, strict=True)]
         return jax.tree_util.tree_unflatten(tree, avals)
+
+    def check_integer_only(self) -> None:
+        """Raises unless XLA's program for this model holds no float type; for `io="int"`.
+
+        Raises:
+          VerificationError: there is one.
+        """
+        census.check_integer_only(self.program)
 
     def __repr__(self) -> str:
         share = f"{self.report.integer_mac_share:.0%} of multiply-adds in integers"
@@ -486,15 +539,21 @@ def _integer_function(program: Program, constant: bool) -> Callable[..., Any]:
 
 def _warn_of_islands(result: report.Report) -> None:
     if result.islands:
-        import warnings
-
         share = 1.0 - result.integer_mac_share
         kinds = ", ".join(sorted({i.primitive for i in result.islands}))
         warnings.warn(
             f"qcompiler leaves {len(result.islands)} operations in float ({kinds}; {share:.1%} of multiply-adds): "
             "print qmodel.report for the reasons and source lines, or pass strict=True to refuse",
-            stacklevel=4,
+            stacklevel=_level_of_user(),
         )
+
+
+def _level_of_user() -> int:
+    """The `stacklevel` of the innermost frame that is not ours, for the caller to warn with."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and identity.is_internal_file(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class JitFunction:
@@ -515,6 +574,8 @@ class JitFunction:
             return self._float(*args, **kwargs)
         if not self._weights_first:
             return self.model(*args, **kwargs)
+        if not args:
+            raise SignatureError("the weights are the first argument: pass them by position, not by keyword")
         weights, *inputs = args
         self._check_weights(weights)
         return self.model(*inputs, **kwargs)
@@ -527,7 +588,12 @@ class JitFunction:
         for path, a, b in zip(jax.tree_util.tree_leaves_with_path(weights), given, known, strict=True):
             if a is b:
                 continue
-            if isinstance(a, jax.core.Tracer) or not _equal(np.asarray(b), np.asarray(a)):
+            if isinstance(a, jax.core.Tracer):
+                raise SignatureError(
+                    f"weight {tracing.path_name(path[0])} is a tracer, which cannot be compared with the one that was "
+                    "calibrated: close over the weights instead of passing them through jax.jit or jax.grad"
+                )
+            if not _equal(np.asarray(b), np.asarray(a)):
                 raise SignatureError(
                     f"weight {tracing.path_name(path[0])} is not the one that was calibrated: the integers were made from "
                     "the weights of .calibrate(params=...); calibrate again for others"

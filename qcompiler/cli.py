@@ -6,8 +6,10 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from qcompiler import recipe
+from qcompiler.errors import SerializationError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="qcompiler", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     digits = commands.add_parser("digits", help="train a small ResNet on scikit-learn's digits and compile it to integers")
-    digits.add_argument("--recipe", default="default", help="default, litert or per_tensor")
+    digits.add_argument("--recipe", default="default", choices=sorted(recipe.NAMED))
     digits.add_argument("--epochs", type=int, default=20)
     digits.add_argument("--seed", type=int, default=0)
     digits.add_argument("--batch", type=int, default=64, help="images per call when timing")
@@ -32,7 +34,11 @@ def _show(path: str) -> int:
     from qcompiler import ops  # noqa: F401 - registers the primitives that a file may hold
     from qcompiler.ir import serialize
 
-    print(serialize.load(path).text(), end="")
+    try:
+        print(serialize.load(path).text(), end="")
+    except (SerializationError, OSError) as error:
+        print(f"qcompiler: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -41,6 +47,7 @@ def _digits(options: argparse.Namespace) -> int:
     import numpy as np
 
     import qcompiler as qc
+    from qcompiler.debug import timing
     from qcompiler.models.digits import train_digits_resnet
 
     print(f"jax {jax.__version__} on {jax.default_backend()}, {jax.device_count()} device(s)")
@@ -57,7 +64,7 @@ def _digits(options: argparse.Namespace) -> int:
         for name, predict in (("float32", qmodel.float), ("int8", qmodel))
     }
     batch = jax.numpy.asarray(images[: options.batch])
-    times = interleaved({"float32": lambda: qmodel.float(batch), "int8": lambda: qmodel(batch)})
+    times = timing.interleaved({"float32": lambda: qmodel.float(batch), "int8": lambda: qmodel(batch)})
     report = qmodel.report
     rows = [
         ("test images right", *(f"{correct[n]} of {len(labels)}" for n in correct)),
@@ -68,25 +75,10 @@ def _digits(options: argparse.Namespace) -> int:
     print(f"{'':<22}{'float32, jax.jit':>20}{'int8':>20}")
     for name, left, right in rows:
         print(f"{name:<22}{left:>20}{right:>20}")
-    ratio = statistics.median(a / b for a, b in zip(times["float32"], times["int8"], strict=True))
+    ratio = timing.speedup(times["float32"], times["int8"])
     print(f"\nint8 is {ratio:.2f} times as fast (median of {len(times['int8'])} interleaved runs)\n")
     print(report)
     return 0 if correct["float32"] - correct["int8"] <= 1 else 1
-
-
-def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int = 30) -> dict[str, list[float]]:
-    """Seconds per call of each contender, taken in turn so that a drift of the machine meets all alike."""
-    import jax
-
-    for call in contenders.values():
-        jax.block_until_ready(call())
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
-    return times
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Turns what users have (functions, nnx modules, linen modules) into a pure function of weights and inputs.
 
 Neither the user's module nor its class is touched. An nnx module is merged anew inside the trace, and each of its parts
-gets a cached subclass whose `__call__` opens a scope with its path, because nnx leaves no path in the jaxpr.
+gets a cached subclass whose `__call__` opens a scope with its path, because nnx leaves no path in the jaxpr. linen's
+methods are intercepted to open the same scopes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import dataclasses
 import functools
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -33,19 +33,25 @@ class Source:
       fun: pure.
       weights: pytree of arrays.
       parameters: names of the inputs that can be passed by keyword, positional ones first in order.
-      root_scope: scope that linen opens for the outermost module.
+      keeps_rngs: whether the model holds random number streams of its own, which inference must not draw from.
     """
 
     fun: Callable[..., Any]
     weights: Any
     parameters: tuple[str, ...]
-    root_scope: str | None = None
+    keeps_rngs: bool = False
 
     def trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
-        """The program for inputs of these shapes."""
-        return tracing.trace(
-            self.fun, self.weights, args, kwargs, parameter_names=self.parameters, root_scope=self.root_scope
-        )
+        """The program for inputs of these shapes.
+
+        Raises:
+          TraceError: see `tracing.trace`; or a captured array holds NaN, or a linen module draws random numbers.
+        """
+        program = tracing.trace(self.fun, self.weights, args, kwargs, parameter_names=self.parameters)
+        _check_captured(program)
+        if self.keeps_rngs:
+            _refuse_draws(program)
+        return program
 
 
 def source_of(
@@ -85,9 +91,9 @@ def source_of(
 
 
 def _refuse(given: Mapping[str, Any], why: str) -> None:
-    wrong = [name for name, value in given.items() if value is not None]
+    wrong = [f"{name}=" for name, value in given.items() if value is not None]
     if wrong:
-        raise TraceError(f"{', '.join(wrong)}= cannot be given here: {why}")
+        raise TraceError(f"{', '.join(wrong)} cannot be given here: {why}")
 
 
 def _check_finite(weights: Any) -> None:
@@ -97,6 +103,28 @@ def _check_finite(weights: Any) -> None:
         if jax.dtypes.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf, np.float32)).all():
             bad = "NaN" if np.isnan(np.asarray(leaf, np.float32)).any() else "infinity"
             raise TraceError(f"weight {tracing.path_name(path)} holds {bad}; it cannot be quantized")
+
+
+def _check_captured(program: Program) -> None:
+    """Raises `TraceError` for NaN in arrays that the function closes over; infinity may be a mask."""
+    for var, name in program.weight_of.items():
+        if "#" in name and jax.dtypes.issubdtype(var.aval.dtype, np.floating):
+            if np.isnan(np.asarray(program.weights[name], np.float32)).any():
+                readers = [identity.describe(eqn) for eqn, _ in program.users.get(var, [])] or ["the result"]
+                raise TraceError(f"an array that the function closes over holds NaN; it is read by {readers[0]}")
+
+
+def _refuse_draws(program: Program) -> None:
+    """Raises `TraceError` for random numbers from a key that is no input: every call would draw the same."""
+    varying = set(program.input_vars)
+    for eqn in program.eqns:
+        if any(isinstance(v, _compat.Var) and v in varying for v in eqn.invars):
+            varying.update(eqn.outvars)
+        elif eqn.primitive.name in _compat.RANDOM:
+            raise TraceError(
+                f"{identity.describe(eqn)} draws random numbers, the same at every call. Dropout in training mode? Pass "
+                "the inference flag as an apply keyword, such as deterministic=True"
+            )
 
 
 def _parameter_names(fun: Callable[..., Any], skip: int) -> tuple[str, ...]:
@@ -118,35 +146,49 @@ def _function_source(fun: Callable[..., Any], params: Any, apply_kwargs: dict[st
 
 
 def _linen_source(model: linen.Module, variables: Any, method: Any, apply_kwargs: dict[str, Any]) -> Source:
-    called = getattr(model, method) if isinstance(method, str) else method or model.__call__
+    called = _method(model, method) if isinstance(method, str) else method or model.__call__
     skip = 1 if callable(method) and not hasattr(method, "__self__") else 0
 
     def fun(weights: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return model.apply(weights, *args, method=method, **apply_kwargs, **kwargs)
+            with linen.override_named_call(False), linen.intercept_methods(_linen_scope):
+                return model.apply(weights, *args, method=method, **apply_kwargs, **kwargs)
         except flax_errors.ModifyScopeVariableError as error:
             raise TraceError(
-                f"the model writes to its variables at {_user_line(error)}: {_first_line(error)} "
+                f"the model writes to its variables at {tracing.user_line(error)}: {_first_line(error)} "
                 "BatchNorm on batch statistics? Pass the inference flag as an apply keyword, such as train=False"
             ) from error
         except flax_errors.InvalidRngError as error:
             raise TraceError(
-                f"the model draws random numbers at {_user_line(error)}: {_first_line(error)} "
+                f"the model draws random numbers at {tracing.user_line(error)}: {_first_line(error)} "
                 "Dropout in training mode? Pass the inference flag as an apply keyword, such as deterministic=True"
             ) from error
+        except (flax_errors.ScopeCollectionNotFound, flax_errors.ScopeParamNotFoundError) as error:
+            raise TraceError(
+                f"variables= lack what the model reads at {tracing.user_line(error)}: {_first_line(error)} They hold "
+                f"{', '.join(sorted(weights))}; pass all that model.init returned (and training changed)"
+            ) from error
 
-    return Source(fun, variables, _parameter_names(called, skip), type(model).__name__)
+    return Source(fun, variables, _parameter_names(called, skip), keeps_rngs=True)
+
+
+def _linen_scope(run: Callable[..., Any], args: Any, kwargs: Any, context: linen.module.InterceptorContext) -> Any:
+    """Runs a method in the scope of its module's path; linen's own scopes repeat a module that calls its own methods."""
+    if context.module.scope is None:
+        return run(*args, **kwargs)
+    with _module_scope("/".join(context.module.path)):
+        return run(*args, **kwargs)
+
+
+def _method(model: Any, name: str) -> Any:
+    called = getattr(model, name, None)
+    if not callable(called):
+        raise TraceError(f"the model has no method {name!r}")
+    return called
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
-
-
-def _user_line(error: BaseException) -> str:
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not identity.is_internal_file(frame.filename):
-            return f"{frame.filename}:{frame.lineno} ({frame.name})"
-    return "unknown source"
 
 
 # nnx
@@ -154,14 +196,19 @@ def _user_line(error: BaseException) -> str:
 
 def _nnx_source(model: nnx.Module, method: Any, apply_kwargs: dict[str, Any]) -> Source:
     graphdef, state, rng_state = nnx.split(model, nnx.Not(nnx.RngState), ...)
-    call = getattr(type(model), method) if isinstance(method, str) else method or type(model).__call__
+    rng_values = nnx.to_pure_dict(rng_state)
+    call = _method(type(model), method) if isinstance(method, str) else method or type(model).__call__
 
     def fun(weights: Any, *args: Any, **kwargs: Any) -> Any:
-        merged = nnx.merge(graphdef, weights, rng_state)
-        lines: dict[str, str] = {}
+        # Pure arrays, so that merge makes variables of its own that belong to this trace.
+        merged = nnx.merge(graphdef, weights, rng_values)
+        lines: dict[str, str] = {"": "the top level"}
         before = _variables(merged)
-        _open_scopes(merged, lines)
-        out = call(merged, *args, **kwargs, **apply_kwargs)
+        token = _scopes.set((_open_scopes(merged), lines))
+        try:
+            out = call(merged, *args, **kwargs, **apply_kwargs)
+        finally:
+            _scopes.reset(token)
         _refuse_writes(before, _variables(merged), lines)
         return out
 
@@ -190,15 +237,21 @@ def _refuse_writes(before: Mapping[str, Any], after: Mapping[str, Any], lines: M
         )
 
 
-def _open_scopes(module: nnx.Module, lines: dict[str, str]) -> None:
-    """Gives each part of a merged copy a class that opens its path as a scope, and notes who calls it."""
+#: Of the module being traced: path of each part by its `id` (an attribute would be an item of an `nnx.Dict`), and the
+#: line that last called the part of each path.
+_scopes: contextvars.ContextVar[tuple[dict[int, str], dict[str, str]]] = contextvars.ContextVar(
+    "scopes", default=({}, {})
+)
+
+
+def _open_scopes(module: nnx.Module) -> dict[int, str]:
+    """Gives each part of a merged copy a class that opens its path as a scope; `id` of the part -> its path."""
+    paths: dict[int, str] = {}
     for path, part in nnx.iter_modules(module):
-        name = "/".join(map(str, path))
-        if name:
-            object.__setattr__(part, "_qcompiler_scope", (name, lines))
+        if path:
+            paths[id(part)] = "/".join(map(str, path))
             object.__setattr__(part, "__class__", _scoped_class(type(part)))
-        else:
-            lines[""] = "the top level"
+    return paths
 
 
 @functools.cache
@@ -206,9 +259,12 @@ def _scoped_class(cls: type) -> type:
     """A subclass whose call runs in the scope of the module's path."""
 
     def scoped_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        name, lines = self._qcompiler_scope
-        lines[name] = _caller_line()
-        with _module_scope(name):
+        paths, lines = _scopes.get()
+        path = paths.get(id(self))
+        if path is None:
+            return cls.__call__(self, *args, **kwargs)
+        lines[path] = _caller_line()
+        with _module_scope(path):
             return cls.__call__(self, *args, **kwargs)
 
     namespace = {"__call__": scoped_call, "__qualname__": cls.__qualname__, "__module__": cls.__module__}
@@ -225,7 +281,9 @@ def _module_scope(path: str) -> Iterator[None]:
     outer = _open_path.get()
     token = _open_path.set(path)
     try:
-        if not outer or path.startswith(outer + "/"):
+        if path == outer:
+            context = contextlib.nullcontext()
+        elif not outer or path.startswith(outer + "/"):
             context = jax.named_scope(path[len(outer) + 1 :] if outer else path)
         else:
             context = _compat.absolute_scope(path)

@@ -136,7 +136,7 @@ class PassManager:
                 raise VerificationError(f"pass {name} makes NaN in result {k}")
         if name in _KEEPS_DB:
             # A result of zeros has no signal, so that only equality is agreement.
-            agreement = sqnr_db(self._before, outputs)
+            agreement = _agreement(self._before, outputs)
             if not agreement >= _KEEPS_DB[name] and not _equal(self._before, outputs):
                 raise VerificationError(
                     f"pass {name} changed the function: {agreement:.1f} dB against the program before it on the probe "
@@ -161,7 +161,7 @@ class PassManager:
         held = lambda program, names, eqn: [program.weights.get(names.get(v)) for v in eqn.invars]
 
         def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> list[Any] | None:
-            if eqn.primitive is not ops.region_p:
+            if eqn.primitive is not ops.region_p or eqn.params["id"] in folded.notes["float_regions"]:
                 return None
             constant = lambda name, array: array
             integers = lax_int.lower_region(eqn, values, held(folded, weight_of, eqn), constant)
@@ -202,6 +202,15 @@ class PassManager:
 
 def _outputs(program: Program, probe: Sequence[Any]) -> list[np.ndarray]:
     return [np.asarray(y, np.float64) for y in program.evaluate(list(probe))]
+
+
+def _agreement(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
+    """SQNR in dB of the finite numbers; -inf where others (a mask's -inf, say) are not the same in the same places."""
+    finite = [np.isfinite(a) & np.isfinite(b) for a, b in zip(before, after, strict=True)]
+    rest = [(a[~f], b[~f]) for a, b, f in zip(before, after, finite, strict=True)]
+    if not all(np.array_equal(a, b, equal_nan=True) for a, b in rest):
+        return float("-inf")
+    return sqnr_db(*([x[f] for x, f in zip(xs, finite, strict=True)] for xs in (before, after)))
 
 
 def _equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:

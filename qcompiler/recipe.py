@@ -100,7 +100,8 @@ class Recipe:
 #: The LiteRT 8-bit rules: every activation in 8 bits, affine per tensor; weights per channel, symmetric, [-127, 127].
 LITERT = Recipe(stream=ACTIVATION, index=ACTIVATION, output=ACTIVATION, activation_range="minmax")
 
-_NAMED = {"default": Recipe(), "litert": LITERT, "per_tensor": Recipe(per_channel=False)}
+#: The recipes that have a name.
+NAMED = {"default": Recipe(), "litert": LITERT, "per_tensor": Recipe(per_channel=False)}
 
 
 def named(recipe: Any) -> Recipe:
@@ -112,7 +113,7 @@ def named(recipe: Any) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if recipe is None:
-        return _NAMED["default"]
-    if recipe not in _NAMED:
-        raise RecipeError(f"unknown recipe {recipe!r}; known: {', '.join(sorted(_NAMED))}, or pass a qc.Recipe")
-    return _NAMED[recipe]
+        return NAMED["default"]
+    if not isinstance(recipe, str) or recipe not in NAMED:
+        raise RecipeError(f"unknown recipe {recipe!r}; known: {', '.join(sorted(NAMED))}, or pass a qc.Recipe")
+    return NAMED[recipe]

@@ -33,7 +33,7 @@ def named(target: Any, backend: str = "auto") -> Target:
     if target is None:
         target = TARGETS["xla"]
     if not isinstance(target, Target):
-        if target not in TARGETS:
+        if not isinstance(target, str) or target not in TARGETS:
             raise RecipeError(f"unknown target {target!r}; known: {', '.join(sorted(TARGETS))}, or pass a qc.Target")
         target = TARGETS[target]
     if backend not in BACKENDS:

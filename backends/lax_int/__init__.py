@@ -2,3 +2,4 @@
 
 from qcompiler.backends.lax_int.lower import lower as lower
 from qcompiler.backends.lax_int.lower import lower_region as lower_region
+from qcompiler.backends.lax_int.lower import lower_requantize as lower_requantize

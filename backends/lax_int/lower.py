@@ -41,11 +41,13 @@ def lower(program: Program, io: str = "float") -> Program:
 
     def make(builder: Builder, *inputs: Any) -> list[Any]:
         def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
+            if eqn.primitive is ops.region_p and eqn.params["id"] in program.notes.get("float_regions", ()):
+                return replay.evaluate(eqn.params["body"], values)
             if eqn.primitive is ops.region_p:
                 held = [program.weights.get(weight_of.get(v)) for v in eqn.invars]
                 return lower_region(eqn, values, held, builder.weight)
             if eqn.primitive is ops.requantize_p:
-                return [_lower_requantize(program, eqn, values)]
+                return [lower_requantize(program, eqn, values)]
             if eqn.primitive is ops.quantize_p:
                 if eqn.invars[0] in entries:
                     return [values[0]]
@@ -113,7 +115,7 @@ def _within(x: Int, qtype: Any) -> Int:
     return x if qtype.bits == 32 else Int(x.x, np.maximum(x.low, qtype.qmin), np.minimum(x.high, qtype.qmax))
 
 
-def _lower_requantize(program: Program, eqn: _compat.JaxprEqn, values: Sequence[Any]) -> Any:
+def lower_requantize(program: Program, eqn: _compat.JaxprEqn, values: Sequence[Any]) -> Any:
     """Codes of one type to codes of another."""
     numbers = [np.asarray(program.weights[program.weight_of[v]]) for v in eqn.invars[1:]]
     scale_in, zero_in, scale_out, zero_out = numbers

@@ -234,8 +234,34 @@ def _quantize(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any
 def quantize_real(context: Context, real: Real, scale: np.ndarray, zero: np.ndarray, qtype: QuantType) -> Int:
     """A real sum to codes: each term rescaled to output steps (with guard bits where there are several), one rounding.
 
-    One term and no constant: q = rescale(x, s / s_out) + z.
-    Otherwise, with g guard bits: q = (sum_k rescale(x_k, 2**g s_k / s_out) + rint(2**g (c / s_out + z)) + half) >> g.
+    Everything below is exact, so that it can be implemented again from here (`debug/reference.py` does).
+
+    The sum. A real value is sum_k s_k x_k + c, clamped to [low, high]; x_k are integers, all else is known, in float64.
+    `dequantize` gives one term, x = q - z, s = float64(float32 scale). A factor f multiplies every s_k, c and both ends,
+    in program order (x / f is x times 1/f); a negative one swaps the ends, an open end stays open. An added constant is
+    added to c and to both ends; a sum lists the terms of the left operand first; max and min by a bound move both ends.
+    Terms of equal scale (equal shapes and values) are first added as integers, each into the earliest such term with
+    which its bounds fit int32.
+
+    One term and c / s_out = 0 everywhere: t = rescale(x, s / s_out) + z.
+    Otherwise, with r_k = s_k / s_out and reach R = sum_k max|r_k| B_k + max|c / s_out + z|, B_k the bound of |x_k| (the
+    largest of |r_k| B_k over channels, terms added in order):
+      g = the largest of 0..14 with R 2**g <= 2**27, else 0;
+      t = (sum_k rescale(x_k, r_k 2**g) + rint((c / s_out + z) 2**g) + 2**(g-1)) >> g        (no half if g = 0)
+    and where R > 2**27, rescale k saturates x_k at floor((2**27 / number of terms) / |r_k|). Saturated terms of opposite
+    signs could meet in range; calibrated ranges do not come near.
+    The code is min(max(t, l), h), with l and h the codes of the ends by the entry's formula in float32, or the ends of
+    the type. `rescale` and the entry are specified in `numerics.fixed_point`.
+
+    Bounds of integers, which R depends on: codes have those of their dtype, and where `dequantize` reads them those of
+    their type; sums, differences and elementwise products interval arithmetic. An interval used as one for a whole array
+    is widened to hold 0. It is used so by: views (shape changes, maxima), which have their operand's; a sum of n
+    elements, n times it; padding, with the number padded; a product of two activations of depth n, n times the extreme
+    corner; a product with a weight w, per channel of the result sum(max(w, 0)) low + sum(min(w, 0)) high, and likewise
+    above.
+
+    Raises:
+      OverflowProofError: the constant exceeds 2**30 at g.
     """
     step = scale.astype(np.float64)
     terms = _merged(real.terms, context)

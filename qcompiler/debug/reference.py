@@ -29,7 +29,6 @@ _VIEWS = frozenset(
     "reshape transpose squeeze expand_dims broadcast_in_dim slice rev copy reduce_max reduce_min reduce_window_max"
     " reduce_window_min cummax cummin".split()
 )
-_PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 
 
 def evaluate(program: Any, inputs: Sequence[Any], io: str = "float") -> list[np.ndarray]:
@@ -136,10 +135,7 @@ def _rescale_by(x: np.ndarray, ratio: float, largest: float | None) -> np.ndarra
     limit = 1 << (30 - left) if left > 0 else (1 << 31) - 1
     if largest is not None:
         limit = min(limit, math.floor(largest / abs(ratio)))
-    # The clamp is part of the contract only where it can change something: a value of -2**31 is left alone otherwise.
-    if left > 0 or largest is not None:
-        x = np.clip(x, -limit, limit)
-    product = (x << left) * (multiplier if ratio > 0 else -multiplier)
+    product = (np.clip(x, -limit, limit) << left) * (multiplier if ratio > 0 else -multiplier)
     return (product + (1 << (31 + right))) >> (32 + right)
 
 
@@ -171,7 +167,9 @@ class _Real:
     def times(self, factor: np.ndarray) -> _Real:
         ends = np.where(factor < 0, self.high, self.low), np.where(factor < 0, self.low, self.high)
         # An end at infinity stays there, of the sign it has below or above; zero times infinity is no number.
-        low, high = (np.where(np.isinf(e), s, np.where(np.isinf(e), 0, e) * factor) for e, s in zip(ends, _ENDS, strict=True))
+        low, high = (
+            np.where(np.isinf(e), s, np.where(np.isinf(e), 0, e) * factor) for e, s in zip(ends, _ENDS, strict=True)
+        )
         return _Real([(q, s * factor) for q, s in self.terms], self.constant * factor, low, high)
 
     def plus_number(self, offset: np.ndarray) -> _Real:
@@ -364,9 +362,9 @@ def _per_channel(eqn: Any, k: int, weight: np.ndarray, rank: int) -> np.ndarray:
         return sums.reshape([-1 if d == numbers.out_spec[1] else 1 for d in range(rank)])
     contract, batch = (dims[k] for dims in eqn.params["dimension_numbers"])
     free = [d for d in range(weight.ndim) if d not in contract and d not in batch]
-    sums = weight.transpose(*batch, *free, *contract).reshape(
-        *(weight.shape[d] for d in (*batch, *free)), -1
-    ).sum(axis=-1)
+    sums = (
+        weight.transpose(*batch, *free, *contract).reshape(*(weight.shape[d] for d in (*batch, *free)), -1).sum(axis=-1)
+    )
     ones = (1,) * (rank - sums.ndim)
     between, after = (ones, ()) if k == 1 else ((), ones)
     head, tail = sums.shape[: len(batch)], sums.shape[len(batch) :]
@@ -452,7 +450,11 @@ def _move(name: str, params: dict[str, Any], x: np.ndarray, info: Any) -> np.nda
     choose = np.maximum if largest else np.minimum
     if name.startswith("cum"):
         axis = params["axis"]
-        return np.flip(choose.accumulate(np.flip(x, axis), axis), axis) if params["reverse"] else choose.accumulate(x, axis)
+        return (
+            np.flip(choose.accumulate(np.flip(x, axis), axis), axis)
+            if params["reverse"]
+            else choose.accumulate(x, axis)
+        )
     if name in ("reduce_max", "reduce_min"):
         return choose.reduce(x, axis=tuple(params["axes"]))
     return _window(params, x, choose, info.min if largest else info.max)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jax import dtypes
 
+from qcompiler.ir import _compat
+
 #: Result element i depends on element i of the operands only (operands of size one broadcast).
 ELEMENTWISE = frozenset(
     "abs add sub mul div max min neg sign pow integer_pow square one_minus_square exp exp2 expm1 log log2 log1p logistic"
@@ -31,6 +33,26 @@ ANCHOR = frozenset("dot_general conv_general_dilated reduce_sum".split())
 PRODUCT = frozenset("dot_general conv_general_dilated".split())
 
 
+def is_float_cast(eqn: Any) -> bool:
+    """Whether an equation changes how many bits hold a real number, and nothing else."""
+    return eqn.primitive.name == "convert_element_type" and is_float(eqn.invars[0]) and is_float(eqn.outvars[0])
+
+
 def is_float(atom: Any) -> bool:
     """Whether a variable or literal holds real numbers (any float dtype)."""
     return dtypes.issubdtype(atom.aval.dtype, np.floating)
+
+
+def multiply_adds(eqn: Any) -> int:
+    """Multiply-adds of a dot or conv, and of those in the bodies of an equation; of a `while` once, of the largest branch."""
+    if eqn.primitive.name == "dot_general":
+        (contract, _), _ = eqn.params["dimension_numbers"]
+        depth = int(np.prod([eqn.invars[0].aval.shape[d] for d in contract]))
+        return depth * int(np.prod(eqn.outvars[0].aval.shape))
+    if eqn.primitive.name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+        return int(np.prod(eqn.outvars[0].aval.shape)) * int(np.prod(kernel)) // out_features
+    bodies = [sum(map(multiply_adds, _compat.open_jaxpr(sub).eqns)) for sub in _compat.sub_jaxprs(eqn)]
+    whole = max if eqn.primitive.name == "cond" else sum
+    return eqn.params.get("length", 1) * whole(bodies or [0])

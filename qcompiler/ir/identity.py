@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -49,6 +50,14 @@ def user_frame(traceback: Any) -> tuple[str, int, str] | None:
     return None
 
 
+def user_stacklevel() -> int:
+    """The `stacklevel` with which a warning of the caller names the user's line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and is_internal_file(frame.f_code.co_filename):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def source_of(eqn: _compat.JaxprEqn) -> str:
     """`file.py:line (function)` of the user's code behind an equation, or `unknown source`."""
     frame = user_frame(eqn.source_info.traceback)
@@ -87,6 +96,8 @@ def call_tags(eqn: _compat.JaxprEqn) -> tuple[str, ...]:
 
 def equation_ids(eqns: Sequence[_compat.JaxprEqn]) -> list[str]:
     """The id of each equation; one that carries an `id` parameter (region, observe) keeps that."""
+    # A region has the id of an equation inside of it, which the equations outside must not get once more.
+    taken = {eqn.params["id"] for eqn in eqns if "id" in eqn.params and "body" in eqn.params}
     seen: Counter[str] = Counter()
     ids = []
     for eqn in eqns:
@@ -95,6 +106,8 @@ def equation_ids(eqns: Sequence[_compat.JaxprEqn]) -> list[str]:
             continue
         path = module_path(eqn)
         base = f"{path}/{eqn.primitive.name}" if path else eqn.primitive.name
+        while f"{base}#{seen[base]}" in taken:
+            seen[base] += 1
         ids.append(f"{base}#{seen[base]}")
         seen[base] += 1
     return ids

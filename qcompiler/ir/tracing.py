@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -62,7 +64,13 @@ def trace(
         out_tree.append(tree)
         return leaves
 
-    closed = jax.make_jaxpr(flat_fun)([abstract(w) for w in named.values()], avals)
+    try:
+        closed = jax.make_jaxpr(flat_fun)([abstract(w) for w in named.values()], avals)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError) as error:
+        raise TraceError(
+            f"the function needs the value of an input at {user_line(error)}, where only its shape is known; what is no "
+            "array (a flag, a size) is no input: bind it by closure, functools.partial or apply_kwargs"
+        ) from error
     signature = Signature(in_tree, out_tree[-1], tuple(names))
     consts = {f"const#{k}": _host(value) for k, value in enumerate(_compat.consts_of(closed))}
     if clash := set(consts) & set(named):
@@ -99,7 +107,8 @@ def _inline(builder: Builder, closed: Any, consts: list[Any], args: list[Any], r
         for eqn in replay.live_equations(jaxpr):
             name = eqn.primitive.name
             if name in _PRINTS:
-                warnings.warn(f"qcompiler dropped a debug print at {identity.source_of(eqn)}", stacklevel=2)
+                message = f"qcompiler dropped a debug print at {identity.source_of(eqn)}"
+                warnings.warn(message, stacklevel=identity.user_stacklevel())
                 continue
             refuse_effects(eqn)
             local = scopes + identity.clean_scopes(eqn.source_info.name_stack, root_scope if not scopes else None)
@@ -138,6 +147,14 @@ def refuse_effects(eqn: _compat.JaxprEqn) -> None:
         raise TraceError(
             f"{eqn.primitive.name} at {identity.source_of(eqn)} has side effects ({eqn.effects}); quantize a pure function"
         )
+
+
+def user_line(error: BaseException) -> str:
+    """`file.py:line (function)` of the innermost frame of the user's own code that an error passed through."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not identity.is_internal_file(frame.filename):
+            return f"{os.path.relpath(frame.filename)}:{frame.lineno} ({frame.name})"
+    return "unknown source"
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -183,6 +200,11 @@ def _as_array(leaf: Any, path: Any) -> Any:
 
 def _host(value: Any) -> Any:
     """The array in NumPy where it has the dtype; PRNG keys stay JAX arrays."""
+    if _compat.is_abstract(value):
+        raise TraceError(
+            "an array that the function closes over is a tracer: the compiler must read weights, so call qc.quantize "
+            "outside of jit"
+        )
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         return value
     # As JAX would take it: float32 for float64 unless jax_enable_x64 is set.

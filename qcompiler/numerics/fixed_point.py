@@ -52,7 +52,9 @@ def quantize(x: Any, scale: Any, zero_point: Any, qtype: QuantType) -> jax.Array
 
 def quantize_number(x: Any, scale: Any, zero_point: Any, qtype: QuantType) -> np.ndarray:
     """`quantize` on the host, bit for bit the same, as int64; for clamp bounds."""
-    steps = np.rint(np.asarray(x, np.float32) * (np.float32(1) / np.asarray(scale, np.float32)))
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        steps = np.rint(np.asarray(x, np.float32) * (np.float32(1) / np.asarray(scale, np.float32)))
+    steps = np.where(np.isnan(steps), np.float32(0), steps)
     codes = np.clip(steps.astype(np.float64), -(2.0**24), 2.0**24).astype(np.int64) + zero_point
     return np.clip(codes, qtype.qmin, qtype.qmax)
 
@@ -103,9 +105,9 @@ def multiplier_for(ratio: Any, bound: Any, largest: float | None = None) -> Mult
     """The `Multiplier` of a real ratio, for inputs of magnitude at most `bound`.
 
     Args:
-      ratio: float64, scalar or array; any sign; magnitudes below 2**-62 become 0.
+      ratio: float64, scalar or array; any sign; magnitudes below 2**-33 become 0, which is what they round to.
       bound: largest magnitude of the inputs, broadcastable; decides whether they need a clamp before a left shift.
-        Inputs beyond that clamp saturate: their results would be beyond 2**28.
+        Inputs beyond that clamp saturate: their results would be 2**27 or more.
       largest: results saturate there, if given.
     """
     ratio = np.asarray(ratio, np.float64)

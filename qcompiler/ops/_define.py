@@ -15,7 +15,7 @@ from jax.interpreters import batching, mlir
 def define(name: str, fun: Callable[..., Any]) -> Primitive:
     """A primitive `name` whose value is `fun(*operands, **params)`, with a shape rule, eager and lowering rules.
 
-    `fun` is elementwise in operand 0; the other operands broadcast to it.
+    `fun` is elementwise in operand 0; the other operands are numbers, or have its rank and broadcast to it.
     """
     primitive = Primitive(name)
 
@@ -29,11 +29,11 @@ def define(name: str, fun: Callable[..., Any]) -> Primitive:
     mlir.register_lowering(primitive, mlir.lower_fun(fun, multiple_results=False))
 
     def batch(args: Any, dims: Any, **params: Any) -> Any:
-        rank = max(jnp.ndim(a) - (d is not batching.not_mapped) for a, d in zip(args, dims, strict=True))
+        rank = max(jnp.ndim(a) - (d is not None) for a, d in zip(args, dims, strict=True))
         aligned = [_batched_first(a, d, rank) for a, d in zip(args, dims, strict=True)]
-        if dims[0] is batching.not_mapped:
-            size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not batching.not_mapped)
-            aligned[0] = jnp.broadcast_to(aligned[0][None], (size, *aligned[0].shape))
+        if dims[0] is None:
+            size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+            aligned[0] = jnp.broadcast_to(args[0], (size, *jnp.shape(args[0])))
         return primitive.bind(*aligned, **_shift_axes(params)), 0
 
     batching.primitive_batchers[primitive] = batch
@@ -46,9 +46,9 @@ def _compiled(fun: Callable[..., Any], params: tuple[tuple[str, Any], ...]) -> C
 
 
 def _batched_first(x: Any, dim: Any, rank: int) -> Any:
-    """Mapped operands get their batch dimension first and size-one dimensions up to `rank`; others stay as they are."""
-    if dim is batching.not_mapped:
-        return x
+    """The batch dimension comes first, of size one where there is none, then `rank` dimensions; unmapped numbers stay."""
+    if dim is None:
+        return x[None] if jnp.ndim(x) else x
     x = jnp.moveaxis(x, dim, 0)
     return x.reshape(x.shape[0], *(1,) * (rank - x.ndim + 1), *x.shape[1:])
 

@@ -43,8 +43,8 @@ def quantize(x: jax.Array, scale: Any, zero_point: Any, qtype: QuantType) -> jax
 
     Args:
       x: float array.
-      scale: float32, scalar or broadcastable to `x`.
-      zero_point: int32, scalar or broadcastable to `x`.
+      scale: float32, scalar, or of the rank of `x` with size one where it is shared.
+      zero_point: int32, likewise.
       qtype: the type of the result.
     """
     return quantize_p.bind(x, scale, zero_point, type=qtype)
@@ -77,7 +77,7 @@ def _fake_quantize_jvp(primals: Any, tangents: Any, *, type: QuantType) -> Any:
     out = fake_quantize_p.bind(x, scale, zero_point, type=type)
     t = tangents[0]
     if isinstance(t, ad.Zero):
-        return out, ad.Zero.from_primal_value(out)
+        return out, t
     low = (type.qmin - zero_point).astype(jnp.float32) * scale
     high = (type.qmax - zero_point).astype(jnp.float32) * scale
     inside = lax.bitwise_and(x >= low, x <= high)

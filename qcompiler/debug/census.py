@@ -1,0 +1,47 @@
+"""Counting what a program became: which dtypes and which fast paths XLA's own program holds."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import jax
+
+from qcompiler.errors import VerificationError
+from qcompiler.ir.program import Program
+
+_TYPE = re.compile(r"\b(f8\w*|bf16|f16|f32|f64|s4|u4|s8|u8|s16|u16|s32|u32|s64|u64|pred)\[")
+_FLOATS = ("f8", "bf16", "f16", "f32", "f64")
+
+
+def hlo_text(program: Program) -> str:
+    """XLA's program for a program with its weights as constants, after all optimization."""
+    return jax.jit(lambda *inputs: program(*inputs)).lower(*program.input_avals).compile().as_text()
+
+
+def dtypes_in(text: str) -> Counter[str]:
+    """How often each element type occurs in HLO text."""
+    return Counter(_TYPE.findall(text))
+
+
+def float_types_in(text: str) -> list[str]:
+    """The float types in HLO text."""
+    return sorted(name for name in dtypes_in(text) if name.startswith(_FLOATS))
+
+
+def check_integer_only(program: Program) -> None:
+    """Raises if XLA's program for `program` (lowered with `io="int"`) holds any float type.
+
+    Raises:
+      VerificationError: it does; the types are named.
+    """
+    found = float_types_in(hlo_text(program))
+    if found:
+        raise VerificationError(f"the integer program holds float types: {', '.join(found)}")
+
+
+def float_avals(program: Program) -> list[Any]:
+    """The float variables of a program, weights and inputs included."""
+    every = [*program.invars, *(v for eqn in program.eqns for v in eqn.outvars)]
+    return [v for v in every if jax.dtypes.issubdtype(v.aval.dtype, jax.numpy.floating)]

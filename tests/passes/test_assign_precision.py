@@ -1,0 +1,129 @@
+"""Every operand gets the type of its role, or of the first rule that matches its layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from qcompiler import ops
+from qcompiler.errors import RecipeError
+from qcompiler.numerics.types import ACTIVATION, BIAS, INDEX, STREAM, WEIGHT, QuantType
+from qcompiler.recipe import Recipe, Rule
+
+
+def _normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+WEIGHTS = {"k": _normal(3, 3, 2, 8), "w": _normal(8, 8), "v": _normal(8, 4), "b": _normal(8, seed=1)}
+IMAGE = _normal(2, 6, 6, 2, seed=2)
+
+
+def _model(p, x):
+    with jax.named_scope("stem"):
+        y = lax.conv_general_dilated(x, p["k"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = jax.nn.relu(y + p["b"])
+    with jax.named_scope("block/mlp"):
+        y = y + jax.nn.silu(y @ p["w"])
+    with jax.named_scope("head"):
+        return jnp.mean(y * p["b"], axis=(1, 2)) @ p["v"]
+
+
+def _types(passes, recipe=None, fun=_model, weights=WEIGHTS, x=IMAGE):
+    return passes(fun, weights, [x], recipe, until="assign_precision")["assign_precision"]
+
+
+def _roles(program):
+    """(region id, role) -> type."""
+    return {
+        (e.params["id"], role): qtype
+        for e in program.eqns
+        if e.primitive is ops.region_p and e.params["id"] in program.notes["types"]
+        for role, qtype in zip(e.params["roles"], program.notes["types"][e.params["id"]], strict=True)
+    }
+
+
+def _channel(axis):
+    return QuantType(8, symmetric=True, narrow_range=True, axis=axis)
+
+
+def test_types_by_role(passes):
+    program = _types(passes)
+    roles = _roles(program)
+    conv, dot, head = "stem/conv_general_dilated#0", "block/mlp/dot_general#0", "head/dot_general#0"
+    assert roles[conv, "activation"] == ACTIVATION and roles[conv, "bias"] == BIAS
+    assert roles[conv, "weight"] == _channel((3,)) and roles[dot, "weight"] == roles[head, "weight"] == _channel((1,))
+    assert roles["block/mlp/mul#0", "index"] == INDEX
+    assert roles["block/mlp/add#0", "term"] == STREAM
+    assert roles["head/reduce_sum#0", "reduced"] == STREAM
+    assert roles["head/mul#0", "constant"] is None
+    assert program.notes["output_types"] == [STREAM] and program.notes["island_type"] == STREAM
+    assert program.notes["float_regions"] == [] and program.stage == "assign_precision"
+
+
+def test_views_have_no_type_of_their_own(passes):
+    program = _types(passes, fun=lambda p, x: x.reshape(-1, 2).T)
+    assert set(_roles(program).values()) == {None}
+
+
+def test_weights_per_tensor(passes):
+    roles = _roles(_types(passes, Recipe(per_channel=False)))
+    assert {t for (_, role), t in roles.items() if role == "weight"} == {WEIGHT}
+
+
+def test_channel_axes_follow_the_weight(passes):
+    weights = {"w": _normal(2, 8, 4), "l": _normal(8, 4)}
+
+    def fun(p, x):
+        return jnp.einsum("bij,bjk->bik", x, p["w"]), p["l"] @ x[0].T[:4]
+
+    program = _types(passes, fun=fun, weights=weights, x=_normal(2, 3, 8))
+    assert [t.axis for (_, role), t in sorted(_roles(program).items()) if role == "weight"] == [(0, 2), (0,)]
+
+
+def test_the_first_matching_rule_decides(passes):
+    int4, int6 = QuantType(4, symmetric=True), QuantType(6, symmetric=True)
+    rules = (
+        Rule(path="block/*", primitive="dot_*", weight=int4),
+        Rule(primitive="dot_general", weight=int6, activation=QuantType(7)),
+        Rule(path="nothing*", keep_float=False, primitive="*") if False else Rule(path="stem", activation=QuantType(5)),
+    )
+    roles = _roles(_types(passes, Recipe(rules=rules)))
+    assert roles["block/mlp/dot_general#0", "weight"] == QuantType(4, symmetric=True, axis=(1,))
+    assert roles["block/mlp/dot_general#0", "activation"] == ACTIVATION
+    assert roles["head/dot_general#0", "weight"] == QuantType(6, symmetric=True, axis=(1,))
+    assert roles["head/dot_general#0", "activation"] == QuantType(7)
+    assert roles["stem/conv_general_dilated#0", "activation"] == QuantType(5)
+    assert roles["stem/conv_general_dilated#0", "weight"] == _channel((3,))
+
+
+def test_a_rule_keeps_a_layer_in_float_and_lists_it(passes):
+    found = passes(_model, WEIGHTS, [IMAGE], Recipe(rules=(Rule(path="head", primitive="dot_general", keep_float=True),)))
+    program = found["assign_precision"]
+    assert program.notes["float_regions"] == ["head/dot_general#0"] and "head/dot_general#0" not in program.notes["types"]
+    (island,) = program.notes["islands"]
+    assert (island["primitive"], island["module_path"], island["macs"]) == ("dot_general", "head", 2 * 8 * 4)
+    assert "_model" in island["source"] and "recipe" in island["reason"]
+    # Nothing lowers a region in float: after fuse its equations stand for themselves.
+    regions = [e.params["id"] for e in found["fuse"].eqns if e.primitive is ops.region_p]
+    assert "head/dot_general#0" not in regions and "dot_general" in [e.primitive.name for e in found["fuse"].eqns]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule(path="steam"), "matches no layer; layers are stem/conv_general_dilated#0"),
+        (Rule(path="stem", activation=STREAM), "activation type int16s, which has no integer rule yet"),
+        (Rule(path="head", weight=QuantType(8)), "weight type int8, which has no integer rule yet"),
+        (Rule(path="head", weight=QuantType(12, symmetric=True)), "weight type int12s"),
+    ],
+)
+def test_rules_that_make_no_sense(passes, rule, message):
+    with pytest.raises(RecipeError, match=message):
+        _types(passes, Recipe(rules=(rule,)))
+
+
+def test_results_that_are_no_numbers_of_the_program_have_no_type(passes):
+    program = _types(passes, fun=lambda p, x: (x @ p["w"], p["b"], jnp.argmax(x), x), x=_normal(3, 8))
+    assert program.notes["output_types"] == [STREAM, None, None, STREAM]
