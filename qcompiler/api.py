@@ -365,7 +365,8 @@ class Calibrated(_Stage):
 def _refuse_islands(program: Program) -> None:
     islands = report.islands_of(program)
     if islands:
-        listed = "\n".join(f"  {i.primitive} in {i.module_path or '<top level>'} at {i.source}: {i.reason}" for i in islands)
+        lines = [f"  {i.primitive} in {i.module_path or '<top level>'} at {i.source}: {i.reason}" for i in islands]
+        listed = "\n".join(lines)
         raise IslandError(f"strict mode: {len(islands)} operations would stay float:\n{listed}")
 
 

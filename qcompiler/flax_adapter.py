@@ -122,8 +122,8 @@ def _refuse_draws(program: Program) -> None:
             varying.update(eqn.outvars)
         elif eqn.primitive.name in _compat.RANDOM:
             raise TraceError(
-                f"{identity.describe(eqn)} draws random numbers, the same at every call. Dropout in training mode? Pass "
-                "the inference flag as an apply keyword, such as deterministic=True"
+                f"{identity.describe(eqn)} draws random numbers, the same at every call. Dropout in training mode? "
+                "Pass the inference flag as an apply keyword, such as deterministic=True"
             )
 
 
@@ -173,7 +173,7 @@ def _linen_source(model: linen.Module, variables: Any, method: Any, apply_kwargs
 
 
 def _linen_scope(run: Callable[..., Any], args: Any, kwargs: Any, context: linen.module.InterceptorContext) -> Any:
-    """Runs a method in the scope of its module's path; linen's own scopes repeat a module that calls its own methods."""
+    """Runs a method in the scope of its module's path; linen's own scopes repeat a module that calls its methods."""
     if context.module.scope is None:
         return run(*args, **kwargs)
     with _module_scope("/".join(context.module.path)):

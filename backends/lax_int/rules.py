@@ -246,10 +246,13 @@ def quantize_real(context: Context, real: Real, scale: np.ndarray, zero: np.ndar
     One term and c / s_out = 0 everywhere: t = rescale(x, s / s_out) + z.
     Otherwise, with r_k = s_k / s_out and reach R = sum_k max|r_k| B_k + max|c / s_out + z|, B_k the bound of |x_k| (the
     largest of |r_k| B_k over channels, terms added in order):
-      g = the largest of 0..14 with R 2**g <= 2**27, else 0;
-      t = (sum_k rescale(x_k, r_k 2**g) + rint((c / s_out + z) 2**g) + 2**(g-1)) >> g        (no half if g = 0)
-    and where R > 2**27, rescale k saturates x_k at floor((2**27 / number of terms) / |r_k|). Saturated terms of opposite
-    signs could meet in range; calibrated ranges do not come near.
+      g = the largest of 0..14 with R 2**g <= 2**27; if R > 2**27, g = -min(K, A), with K the least for which
+        R 2**-K <= 2**27 and 2**A at most half of the smallest |r_k| that is not 0 (A = 0 if there is no such A > 0);
+      t = (sum_k rescale(x_k, r_k 2**g) + rint((c / s_out + z) 2**g) + 2**(g-1)) >> g for g > 0, without half and shift
+        for g = 0, and clamped to +-2**(30+g), then << -g, for g < 0.
+    So where terms are wide and nearly cancel, the sum is in coarser units, but still finer than the terms' own steps.
+    If even R 2**g > 2**27, rescale k saturates x_k at floor((2**27 / number of terms) / |r_k 2**g|): the bounds of
+    accumulators are pessimistic, and such values would be far beyond the range of the result.
     The code is min(max(t, l), h), with l and h the codes of the ends by the entry's formula in float32, or the ends of
     the type. `rescale` and the entry are specified in `numerics.fixed_point`.
 
@@ -275,15 +278,15 @@ def quantize_real(context: Context, real: Real, scale: np.ndarray, zero: np.ndar
         ratios = [t.scale / step for t in terms]
         reach = sum(float(np.max(np.abs(r) * t.int.magnitude, initial=0)) for r, t in zip(ratios, terms, strict=True))
         reach += float(np.max(np.abs(offset + zero), initial=0))
-        guard = fixed_point.guard_bits(reach)
+        guard = fixed_point.guard_bits(reach, min(float(np.min(np.abs(r), where=r != 0, initial=np.inf)) for r in ratios))
         constant = np.rint((offset + zero) * 2.0**guard)
         if np.max(np.abs(constant), initial=0) > 2.0**30:
             raise OverflowProofError(
                 f"a constant added in region {context.region} is {np.max(np.abs(offset)):.3g} steps of its output, too "
                 "large for int32: calibrate on data that reaches it, or keep the layer in float by a qc.Rule"
             )
-        # Beyond this a term saturates; no sum that ends inside of the type's range has such terms.
-        largest = 2.0**fixed_point.TERM_BITS / len(terms) if reach > 2.0**fixed_point.TERM_BITS else None
+        most = 2.0**fixed_point.TERM_BITS
+        largest = most / len(terms) if reach * 2.0**guard > most else None
         parts = [
             _rescaled(context, t, r * 2.0**guard, f"{label}/{k}", largest)
             for k, (t, r) in enumerate(zip(terms, ratios, strict=True))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -54,6 +55,8 @@ class Dumper:
             diff = "".join(difflib.unified_diff(self._before, lines, "before", name, n=1))
             write_text(self.folder / f"{stem}.diff", diff)
         ops = Counter(eqn.primitive.name for eqn in program.eqns)
+        # JSON has no infinity.
+        numbers = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in numbers.items()}
         self._summary.append({"pass": name, "equations": len(program.eqns), "ops": dict(ops.most_common()), **numbers})
         write_text(self.folder / "summary.json", json.dumps(self._summary, indent=1) + "\n")
         self._before = lines

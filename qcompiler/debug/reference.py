@@ -507,15 +507,24 @@ def _store(real: _Real, scale: np.ndarray, zero: np.ndarray, qtype: Any) -> _Int
             reach += float(np.max(np.abs(ratio) * np.maximum(np.abs(q.low), np.abs(q.high))))
         reach += float(np.max(np.abs(offset + zero)))
         guard = 14
-        while guard > 0 and reach * 2.0**guard > 2.0**27:
+        while guard > -30 and reach * 2.0**guard > 2.0**27:
             guard -= 1
-        largest = 2.0**27 / len(terms) if reach > 2.0**27 else None
+        if guard < 0:
+            coarse = 0
+            finest = min(float(np.abs(r[r != 0]).min(initial=np.inf)) for r in map(np.atleast_1d, ratios))
+            while finest < np.inf and 2.0 ** (coarse + 1) <= finest / 2:
+                coarse += 1
+            guard = max(guard, -coarse)
+        largest = 2.0**27 / len(terms) if reach * 2.0**guard > 2.0**27 else None
         total = np.rint((offset + zero) * 2.0**guard).astype(np.int64)
         if np.max(np.abs(total)) > 2**30:
             raise OverflowProofError("a constant of a region does not fit int32")
         for ratio, (q, _) in zip(ratios, terms, strict=True):
             total = total + rescale(q.values, ratio * 2.0**guard, largest)
-        total = (total + ((1 << guard) >> 1)) >> guard
+        if guard < 0:
+            total = np.clip(total, -(2 ** (30 + guard)), 2 ** (30 + guard)) << -guard
+        else:
+            total = (total + ((1 << guard) >> 1)) >> guard
     low, high = (quantize(b, scale, zero, qtype).astype(np.int64) for b in (real.low, real.high))
     codes = np.minimum(np.maximum(total, low), high)
     return _Ints(codes, np.int64(qtype.qmin), np.int64(qtype.qmax))

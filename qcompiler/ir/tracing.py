@@ -21,6 +21,12 @@ from qcompiler.ir.program import Builder, Program, Signature, build
 
 #: Effects of a printed message only: dropped with a warning. Everything else with an effect is refused.
 _PRINTS = frozenset({"debug_callback", "debug_print"})
+#: What JAX raises where Python wants the value of a tracer.
+_READS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 _CALLBACKS = frozenset({"pure_callback", "io_callback", "outside_call", "python_callback"})
 
 
@@ -66,10 +72,10 @@ def trace(
 
     try:
         closed = jax.make_jaxpr(flat_fun)([abstract(w) for w in named.values()], avals)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError) as error:
+    except _READS_VALUES as error:
         raise TraceError(
-            f"the function needs the value of an input at {user_line(error)}, where only its shape is known; what is no "
-            "array (a flag, a size) is no input: bind it by closure, functools.partial or apply_kwargs"
+            f"the function needs the value of an input at {user_line(error)}, where only its shape is known; what is "
+            "no array (a flag, a size) is no input: bind it by closure, functools.partial or apply_kwargs"
         ) from error
     signature = Signature(in_tree, out_tree[-1], tuple(names))
     consts = {f"const#{k}": _host(value) for k, value in enumerate(_compat.consts_of(closed))}

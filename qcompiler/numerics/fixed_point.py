@@ -144,28 +144,51 @@ def rescale(x: Any, m: Multiplier, *, constant: Any = lambda name, value: value)
     def held(name: str, value: np.ndarray) -> Any:
         return np.int32(value) if value.ndim == 0 else constant(name, value)
 
+    def shift(name: str, value: np.ndarray) -> Any:
+        """Shifts per channel are kept in a byte each."""
+        return np.int32(value) if value.ndim == 0 else _cast(constant(name, value.astype(np.int8)), np.int32)
+
     if m.limit is not None:
         x = lax.min_p.bind(lax.max_p.bind(x, held("low_limit", -m.limit)), held("limit", m.limit))
     if np.any(m.left):
-        x = lax.shift_left_p.bind(x, held("left", m.left))
+        x = lax.shift_left_p.bind(x, shift("left", m.left))
     product = lax.mulhi_p.bind(x, held("multiplier", m.multiplier))
-    half = np.left_shift(np.int32(1), m.right - 1, dtype=np.int32)
-    return lax.shift_right_arithmetic_p.bind(lax.add_p.bind(product, held("half", half)), held("right", m.right))
+    right = shift("right", m.right)
+    if m.right.ndim == 0:
+        half = np.int32(1 << (int(m.right) - 1))
+    else:
+        half = lax.shift_left_p.bind(lax.full_like(right, 1), lax.sub_p.bind(right, np.int32(1)))
+    return lax.shift_right_arithmetic_p.bind(lax.add_p.bind(product, half), right)
 
 
-def guard_bits(total: float) -> int:
-    """Fractional bits that a sum of rescaled terms may carry when the magnitudes of its terms add up to `total`."""
+def guard_bits(total: float, finest: float = 0.0) -> int:
+    """Fractional bits that a sum of rescaled terms may carry when the magnitudes of its terms add up to `total`.
+
+    Args:
+      total: the sum of the largest magnitudes of the terms, in output steps.
+      finest: the smallest step of any term, in output steps.
+
+    Returns:
+      0 to `MAX_GUARD_BITS`; negative where `total` is beyond 2**TERM_BITS: then the sum is in units of 2**-guard output
+      steps, never more than half of `finest`, though it may still be too wide, so that terms must saturate.
+    """
     if not total > 0:
         return MAX_GUARD_BITS
-    # The largest g with total * 2**g <= 2**TERM_BITS, exactly: a logarithm would round at the edges.
     mantissa, exponent = math.frexp(total)
-    return min(max(TERM_BITS - exponent + (mantissa == 0.5), 0), MAX_GUARD_BITS)
+    exact = TERM_BITS - exponent + (mantissa == 0.5)
+    if exact >= 0:
+        return min(exact, MAX_GUARD_BITS)
+    coarsest = math.frexp(finest)[1] - 2 if 0 < finest < math.inf else 0
+    return -min(-exact, max(0, coarsest))
 
 
 def round_guard(total: Any, guard: int) -> jax.Array:
-    """Drops `guard` fractional bits of int32, half up."""
+    """From units of 2**-guard output steps to whole ones: drops fractional bits of int32, half up, or saturates."""
     if not guard:
         return total
+    if guard < 0:
+        most = np.int32(1 << (30 + guard))
+        return lax.shift_left_p.bind(lax.min_p.bind(lax.max_p.bind(total, -most), most), np.int32(-guard))
     return lax.shift_right_arithmetic_p.bind(lax.add_p.bind(total, np.int32(1 << (guard - 1))), np.int32(guard))
 
 

@@ -1,4 +1,4 @@
-"""What cannot be quantized is refused by the documented error, which names layer and source line and says what to do."""
+"""What cannot be quantized is refused by the documented error; it names layer and source line and says what to do."""
 
 import inspect
 import os

@@ -123,7 +123,7 @@ def test_calibrating_again_takes_the_new_weights(wanted):
 
 
 def test_bad_arguments():
-    with pytest.raises(qc.RecipeError, match="unknown options flavour, params; known: .*recipe.*verify"):
+    with pytest.raises(qc.RecipeError, match=r"unknown options flavour, params; known: .*recipe.*verify"):
         qc.jit(predict, flavour="sweet", params=PARAMS)
     with pytest.raises(qc.RecipeError, match="weight_argnums must be 0"):
         qc.jit(predict, weight_argnums=1)

@@ -14,8 +14,8 @@ from flax import linen, nnx
 import qcompiler as qc
 from qcompiler.debug.report import sqnr_db
 
-#: 8 bits over ±4 sigma of a Gaussian give 6.02 * 8 + 10.8 - 20 log10(8) = 41 dB per rounded tensor; 8 such tensors on the
-#: way to a result (operands and weights of four products), each adding noise of the same size, leave 41 - 9 = 32.
+#: 8 bits over ±4 sigma of a Gaussian give 6.02 * 8 + 10.8 - 20 log10(8) = 41 dB per rounded tensor; 8 such tensors on
+#: the way to a result (operands and weights of four products), each adding noise of the same size, leave 41 - 9 = 32.
 FEW_LAYERS_DB = 30.0
 
 
@@ -64,6 +64,16 @@ def check(qmodel, *args, least=FEW_LAYERS_DB, **kwargs):
 def source_ids(qmodel):
     """Ids of the regions, in order."""
     return [e.params["id"] for e in qmodel._quantized.program.eqns if "body" in e.params]
+
+
+def codes_of(qmodel):
+    """(name, array) of each weight that is stored as integers."""
+    named = {n: re.fullmatch(r"(.*):int\d+sn?(\[[\d,]*\])?(:.*)?", n) for n in qmodel.params}
+    return [(match[1], qmodel.params[n]) for n, match in named.items() if match and qmodel.params[n].dtype == np.int8]
+
+
+def largest_code(qmodel, weight):
+    return max(np.abs(np.asarray(w, np.int32)).max() for name, w in codes_of(qmodel) if name == weight)
 
 
 @pytest.fixture(scope="module")
@@ -268,8 +278,7 @@ def test_a_module_called_twice_keeps_its_path_and_its_one_weight():
     assert source_ids(ours) == source_ids(twin) == ids
     check(ours, X)
     assert same(ours(X), twin(X))
-    kernels = [n for n, w in ours.params.items() if w.dtype == np.int8]
-    assert sorted(n.partition(":")[0] for n in kernels) == ["down/kernel", "up/kernel"]
+    assert [name for name, _ in codes_of(ours)] == ["up/kernel", "down/kernel"]
 
 
 def test_a_weight_tied_between_two_layers():
@@ -277,8 +286,7 @@ def test_a_weight_tied_between_two_layers():
     qmodel = qc.quantize(fun, [X], params={"t": normal(8, 16)})
     check(qmodel, X)
     # Scales follow output channels, which are other axes of it in the two layers: two sets of codes, one float weight.
-    codes = [w for w in qmodel.params.values() if w.dtype == np.int8]
-    assert sorted(w.shape for w in codes) in ([(8, 16), (8, 16)], [(8, 16), (16, 8)])
+    assert sorted(w.shape for _, w in codes_of(qmodel)) in ([(8, 16), (8, 16)], [(8, 16), (16, 8)])
 
 
 class Block(nnx.Module):
@@ -311,8 +319,7 @@ def test_module_paths_are_those_of_the_parameter_tree():
     layers = [f"blocks/{k}/conv{c}/conv_general_dilated#0" for k in (0, 1) for c in (1, 2)]
     layers += [f"heads/{name}/dot_general#0" for name in "ab"]
     assert [i for i in source_ids(qmodel) if "conv" in i or "dot" in i] == layers
-    kernels = {n.partition(":")[0] for n, w in qmodel.params.items() if w.dtype == np.int8}
-    assert kernels == {f"{layer.rpartition('/')[0]}/kernel" for layer in layers}
+    assert {name for name, _ in codes_of(qmodel)} == {f"{layer.rpartition('/')[0]}/kernel" for layer in layers}
 
 
 class Part(nnx.Module):
@@ -366,8 +373,8 @@ def test_calibration_batches_of_different_sizes():
     batches = [normal(n, 8, seed=n) for n in (4, 1, 6)]
     mixed = qc.quantize(mlp, iter(batches), params=PARAMS)
     whole = qc.quantize(mlp, [np.concatenate(batches)], params=PARAMS)
-    # Histograms count the same values, however they were cut.
-    assert same(mixed(X), whole(X))
+    # Histograms count the same values, however they were cut; a float product rounds by its number of rows.
+    assert db(whole(X), mixed(X)) > 60
     assert mixed.report.passes[5].name == "calibrate" and mixed.report.passes[5].changed == "3 batches"
 
 
@@ -518,7 +525,7 @@ def test_the_report_of_a_model_in_integers(qmlp):
     report = qmlp.report
     assert report.islands == () and report.integer_only is True
     assert report.integer_mac_share == 1.0
-    # Per op: two operands of each... of the first product, the bias add and the clamp one each, the second product one.
+    # One per activation operand of each op: product, bias add, clamp; product.
     assert report.qdq_pairs_before == 4 and report.qdq_pairs_after == 0
     assert report.integer_ops > report.float_ops > 0
     assert report.weight_bytes == sum(w.nbytes for w in qmlp.params.values())
@@ -539,7 +546,7 @@ def test_the_report_of_a_model_in_integers(qmlp):
     assert all(p.seconds >= 0 and p.changed for p in report.passes)
     assert report.dump is None
     text = str(report)
-    for line in ("integer only         yes", "QDQ pairs            4 per op before, 0 left", "SQNR", "fold_zero_points"):
+    for line in ("integer only         yes", "QDQ pairs            4 per op before, 0 left", "SQNR", "fuse "):
         assert line in text
 
 
@@ -629,16 +636,11 @@ def test_the_litert_recipe_has_8_bit_results():
     assert qmodel(jnp.zeros((1, 8), jnp.int8)).dtype == jnp.int8
 
 
-def codes_of(qmodel, weight):
-    (found,) = [np.asarray(w) for n, w in qmodel.params.items() if n.startswith(f"{weight}:") and w.dtype == np.int8]
-    return found
-
-
 def test_a_rule_for_weights_by_path():
     rule = qc.Rule(path="out*", weight=qc.QuantType(4, symmetric=True, narrow_range=True))
     qmodel = qc.quantize(mlp, [X], params=PARAMS, recipe=qc.Recipe(rules=(rule,)))
-    assert np.abs(codes_of(qmodel, "out/w")).max() == 7
-    assert np.abs(codes_of(qmodel, "enc/w")).max() == 127
+    assert largest_code(qmodel, "out/w") == 7
+    assert largest_code(qmodel, "enc/w") == 127
     # 4 bits less are 24 dB less, of the 41 that 8 bits give.
     level = db(qmodel.float(X), qmodel(X))
     assert 15 < level < 30
@@ -658,8 +660,8 @@ def test_the_first_rule_that_matches_decides():
     four, six = (qc.QuantType(bits, symmetric=True, narrow_range=True) for bits in (4, 6))
     rules = (qc.Rule(path="enc", weight=four), qc.Rule(weight=six))
     qmodel = qc.quantize(mlp, [X], params=PARAMS, recipe=qc.Recipe(rules=rules))
-    assert np.abs(codes_of(qmodel, "enc/w")).max() == 7
-    assert np.abs(codes_of(qmodel, "out/w")).max() == 31
+    assert largest_code(qmodel, "enc/w") == 7
+    assert largest_code(qmodel, "out/w") == 31
 
 
 @pytest.mark.parametrize(("path", "share"), [("enc", 2 / 3), ("out", 1 / 3), ("*", 1.0)])

@@ -251,3 +251,20 @@ def test_fused_without_folding_lowers_too(name, compiled):
     codes = reference.input_codes(stages.fused, inputs)
     got = jax.jit(lax_int.lower(stages.fused, io="int"))(*codes)
     fuzz.assert_same(got, reference.evaluate(stages.fused, codes, io="int"), "fused")
+
+
+def test_wide_terms_that_nearly_cancel_keep_their_difference():
+    """Two stored values of 2**35 output steps each: their sum is in coarser units instead of saturating."""
+    rng = np.random.default_rng(0)
+    a = (rng.normal(size=(200, 8)) * 1e6).astype(np.float32)
+    b = (a + rng.normal(size=a.shape)).astype(np.float32)
+    stages = fuzz.compile_stages(lambda weights, x, y: x - y, {}, [a, b])
+    codes = reference.input_codes(stages.folded, [a, b])
+    (integers,) = stages.lowered.evaluate(codes)
+    (expected,) = reference.evaluate(stages.folded, codes, io="int")
+    np.testing.assert_array_equal(np.asarray(integers), expected)
+    # In float64 from the stored codes. The unit of the sum is 2**10 output steps here; two terms are rounded to it.
+    scales = {n: np.float64(w) for n, w in stages.folded.weights.items() if n.endswith("scale")}
+    of_x, of_y, of_result = (next(s for n, s in scales.items() if n.startswith(start)) for start in ("input:x0", "input:x1", "sub"))
+    exact = (codes[0] * of_x - codes[1] * of_y) / of_result
+    assert np.max(np.abs(np.asarray(integers) - np.clip(exact, -32768, 32767))) <= 2**10

@@ -85,7 +85,13 @@ def test_ties_go_to_even_and_the_reciprocal_is_rounded_first():
 def _all(x, scale, zero, qtype):
     q = ops.quantize(x, scale, zero, qtype)
     narrow = ops.requantize(q, scale, zero, np.float32(0.03), np.int32(-5), qtype, ACTIVATION)
-    return q, ops.dequantize(q, scale, zero, qtype), ops.fake_quantize(x, scale, zero, qtype), narrow, ops.observe(x, "x")
+    return (
+        q,
+        ops.dequantize(q, scale, zero, qtype),
+        ops.fake_quantize(x, scale, zero, qtype),
+        narrow,
+        ops.observe(x, "x"),
+    )
 
 
 def _same(a, b):
@@ -224,7 +230,9 @@ def test_a_region_under_vmap(axes):
     # A batched product may sum in another order.
     np.testing.assert_allclose(mapped, expected, rtol=1e-5, atol=1e-6)
     eqns = [e for e in jax.make_jaxpr(jax.vmap(_region, in_axes=axes))(*args).eqns if e.primitive is ops.region_p]
-    assert [(e.params["id"], e.params["roles"]) for e in eqns] == [("layer/dot_general#0", ("activation", "weight", "bias"))]
+    assert [(e.params["id"], e.params["roles"]) for e in eqns] == [
+        ("layer/dot_general#0", ("activation", "weight", "bias"))
+    ]
 
 
 def test_a_region_must_not_close_over_an_array():
@@ -248,7 +256,9 @@ def test_export_round_trip_in_process(platforms):
 def test_integers_to_integers_in_a_region():
     def fun(q, scale, zero):
         shifted = lax.sub(q.astype(jnp.int32), zero)
-        return [ops.quantize(ops.dequantize(shifted, scale, np.int32(0), BIAS), np.float32(0.5), np.int32(1), ACTIVATION)]
+        return [
+            ops.quantize(ops.dequantize(shifted, scale, np.int32(0), BIAS), np.float32(0.5), np.int32(1), ACTIVATION)
+        ]
 
     q = np.arange(-128, 128).astype(np.int8)
     operands = q, np.float32(0.1), np.int32(7)

@@ -55,9 +55,9 @@ def test_types_by_role(passes):
     assert roles[conv, "activation"] == ACTIVATION and roles[conv, "bias"] == BIAS
     assert roles[conv, "weight"] == _channel((3,)) and roles[dot, "weight"] == roles[head, "weight"] == _channel((1,))
     assert roles["block/mlp/mul#0", "index"] == INDEX
-    assert roles["block/mlp/add#0", "term"] == STREAM
-    assert roles["head/reduce_sum#0", "reduced"] == STREAM
-    assert roles["head/mul#0", "constant"] is None
+    assert {t for (_, role), t in roles.items() if role in ("term", "reduced")} == {STREAM}
+    assert {t for (_, role), t in roles.items() if role == "constant"} == {None}
+    assert {role for _, role in roles} == {"activation", "weight", "bias", "index", "term", "reduced", "constant"}
     assert program.notes["output_types"] == [STREAM] and program.notes["island_type"] == STREAM
     assert program.notes["float_regions"] == [] and program.stage == "assign_precision"
 
@@ -87,7 +87,7 @@ def test_the_first_matching_rule_decides(passes):
     rules = (
         Rule(path="block/*", primitive="dot_*", weight=int4),
         Rule(primitive="dot_general", weight=int6, activation=QuantType(7)),
-        Rule(path="nothing*", keep_float=False, primitive="*") if False else Rule(path="stem", activation=QuantType(5)),
+        Rule(path="stem", activation=QuantType(5)),
     )
     roles = _roles(_types(passes, Recipe(rules=rules)))
     assert roles["block/mlp/dot_general#0", "weight"] == QuantType(4, symmetric=True, axis=(1,))
@@ -99,9 +99,13 @@ def test_the_first_matching_rule_decides(passes):
 
 
 def test_a_rule_keeps_a_layer_in_float_and_lists_it(passes):
-    found = passes(_model, WEIGHTS, [IMAGE], Recipe(rules=(Rule(path="head", primitive="dot_general", keep_float=True),)))
+    found = passes(
+        _model, WEIGHTS, [IMAGE], Recipe(rules=(Rule(path="head", primitive="dot_general", keep_float=True),))
+    )
     program = found["assign_precision"]
-    assert program.notes["float_regions"] == ["head/dot_general#0"] and "head/dot_general#0" not in program.notes["types"]
+    assert (
+        program.notes["float_regions"] == ["head/dot_general#0"] and "head/dot_general#0" not in program.notes["types"]
+    )
     (island,) = program.notes["islands"]
     assert (island["primitive"], island["module_path"], island["macs"]) == ("dot_general", "head", 2 * 8 * 4)
     assert "_model" in island["source"] and "recipe" in island["reason"]

@@ -181,7 +181,9 @@ def test_balanced_weights_do_not_change():
 
 def test_half_precision_weights_stay():
     weights = {"first": (_normal(8, 8) * _spread(8)).astype(jnp.bfloat16), "second": _normal(8, 8).astype(jnp.bfloat16)}
-    _, after = _equalize(lambda p, x: jax.nn.relu(x @ p["first"]) @ p["second"], weights, _normal(4, 8).astype(jnp.bfloat16))
+    _, after = _equalize(
+        lambda p, x: jax.nn.relu(x @ p["first"]) @ p["second"], weights, _normal(4, 8).astype(jnp.bfloat16)
+    )
     assert after.notes["equalized"] == []
 
 
@@ -199,7 +201,11 @@ def _integer_sqnr(weights, x, equalize):
 def test_equalizing_helps_weights_per_tensor_with_spread_channels():
     """Channels 10**3 apart share one int8 scale: the small ones vanish, though the next layer makes them as large again."""
     spread = _spread(32)
-    weights = {"first": _normal(32, 32) * spread, "b": _normal(32) * spread, "second": _normal(32, 32, seed=1) / spread[:, None]}
+    weights = {
+        "first": _normal(32, 32) * spread,
+        "b": _normal(32) * spread,
+        "second": _normal(32, 32, seed=1) / spread[:, None],
+    }
     x = _normal(256, 32, seed=3)
     without, with_ = (_integer_sqnr(weights, x, e) for e in (False, True))
     # Without: half of the channels have at most a bit or two left. With: as good as int8 gets, some 35 dB.

@@ -87,7 +87,10 @@ def _nnx_block(make, channels):
     ("make", "shape"),
     [
         (lambda bias: lambda rngs: nnx.Conv(3, 8, (3, 3), use_bias=bias, rngs=rngs), (2, 6, 6, 3)),
-        (lambda bias: lambda rngs: nnx.Conv(4, 8, (3, 3), feature_group_count=4, use_bias=bias, rngs=rngs), (2, 6, 6, 4)),
+        (
+            lambda bias: lambda rngs: nnx.Conv(4, 8, (3, 3), feature_group_count=4, use_bias=bias, rngs=rngs),
+            (2, 6, 6, 4),
+        ),
         (lambda bias: lambda rngs: nnx.Linear(5, 8, use_bias=bias, rngs=rngs), (4, 5)),
         (lambda bias: lambda rngs: nnx.Linear(5, 8, use_bias=bias, rngs=rngs), (2, 4, 5)),
     ],
@@ -142,7 +145,12 @@ def test_hand_written_batchnorm_folds(fun, weight, x, norm):
 
 def test_several_free_dimensions_each_with_its_own_factor():
     """DenseGeneral makes heads and features; a factor over either or both is along the weight's own dimensions."""
-    weights = {"w": _normal(6, 2, 3), "heads": _normal(2, 1, seed=1), "features": _normal(3, seed=2), "both": _normal(2, 3)}
+    weights = {
+        "w": _normal(6, 2, 3),
+        "heads": _normal(2, 1, seed=1),
+        "features": _normal(3, seed=2),
+        "both": _normal(2, 3),
+    }
 
     def fun(p, x):
         return (jnp.einsum("bi,ihf->bhf", x, p["w"]) * p["heads"] - p["both"]) / (2.0 + jnp.abs(p["features"]))
@@ -209,7 +217,16 @@ def _read_twice(p, x):
         (lambda p, x: (x @ p["w"]) * x[:, :1], (4, 5)),
         (lambda p, x: jax.nn.relu(x @ p["w"]) * p["gamma"], (4, 5)),
     ],
-    ids=["program_result", "two_readers", "rows", "middle_axis", "full_shape", "zero_divisor", "reciprocal", "activation"]
+    ids=[
+        "program_result",
+        "two_readers",
+        "rows",
+        "middle_axis",
+        "full_shape",
+        "zero_divisor",
+        "reciprocal",
+        "activation",
+    ]
     + ["behind_relu"],
 )
 def test_what_must_not_fold_stays(fun, x):
@@ -246,7 +263,9 @@ def test_a_result_in_the_middle_of_a_chain_ends_it():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_weights_of_half_precision_are_not_rounded_again(dtype):
-    weights = jax.tree.map(lambda w: np.asarray(w, dtype), {"w": _normal(5, 8), "gamma": _normal(8), "beta": _normal(8)})
+    weights = jax.tree.map(
+        lambda w: np.asarray(w, dtype), {"w": _normal(5, 8), "gamma": _normal(8), "beta": _normal(8)}
+    )
     fun = lambda p, x: (x @ p["w"]) * p["gamma"] + p["beta"]
     before, after = _fold_exactly(fun, weights, np.asarray(_normal(4, 5), dtype))
     assert _names(before) == _names(after)
@@ -260,4 +279,6 @@ def test_products_without_one_constant_operand_stay():
 def test_a_factor_that_overflows_the_weights_is_an_error_with_its_place():
     with pytest.raises(QuantizationError, match=r"overflows its weights"), np.errstate(over="ignore"):
         fun = lambda p, x: (x @ p["w"]) * np.float32(1e30)
-        fold_norms(simplify(trace(fun, {"w": np.full((5, 8), 1e30, np.float32)}, (jax.ShapeDtypeStruct((4, 5), np.float32),))))
+        fold_norms(
+            simplify(trace(fun, {"w": np.full((5, 8), 1e30, np.float32)}, (jax.ShapeDtypeStruct((4, 5), np.float32),)))
+        )

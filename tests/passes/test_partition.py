@@ -219,7 +219,9 @@ def test_a_function_of_one_value_is_one_table(fun, behind):
     assert _regions(program)[-1].params["roles"] == ("index",)
 
 
-@pytest.mark.parametrize("fun", [jax.nn.relu, jax.nn.relu6, jax.nn.hard_sigmoid, lambda x: 1.0 - jnp.clip(-2.0 * x, -1.0, 3.0)])
+@pytest.mark.parametrize(
+    "fun", [jax.nn.relu, jax.nn.relu6, jax.nn.hard_sigmoid, lambda x: 1.0 - jnp.clip(-2.0 * x, -1.0, 3.0)]
+)
 def test_scalar_affine_steps_and_clamps_need_no_table(fun):
     assert _kinds(_partition(lambda p, x: fun(x), X)) == ["linear"]
     assert _kinds(_partition(lambda p, x: fun(x @ p["w"]), X)) == ["dot"]

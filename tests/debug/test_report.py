@@ -1,0 +1,85 @@
+"""Numbers about a program, and the table that shows them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qcompiler.debug import report
+from qcompiler.debug.report import Island, PassRecord, Report
+from qcompiler.ir.tracing import trace
+from qcompiler.passes.partition import partition
+from qcompiler.passes.simplify import simplify
+
+X = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+W = np.random.default_rng(1).normal(size=(8, 8)).astype(np.float32)
+
+
+def test_an_empty_report_is_all_integers():
+    empty = Report()
+    assert empty.integer_only and empty.integer_mac_share == 1.0
+    text = str(empty)
+    assert "integer only         yes" in text and "islands\n" not in text and "SQNR" not in text and "dumps" not in text
+
+
+def test_the_table():
+    island = Island("sort", "", "model.py:3 (f)", "primitive has no integer rule yet", 0.25)
+    gate = Island("mul", "block/gate", "model.py:9 (f)", "product of two activations", 0.0)
+    full = Report(
+        islands=(island, gate),
+        integer_mac_share=0.75,
+        qdq_pairs_before=9,
+        weight_bytes=1234,
+        float_weight_bytes=5678,
+        sqnr_db=40.25,
+        passes=(PassRecord("trace", 0.5, "3 equations"), PassRecord("fuse", 1.25, "9 pairs per op before, 0 left")),
+        dump="here",
+    )
+    assert not full.integer_only
+    text = str(full)
+    for part in (
+        "no, 2 islands",
+        "75.0% in integers",
+        "9 per op before, 0 left",
+        "5,678 bytes before, 1,234 after",
+        "40.2 dB",
+    ):
+        assert part in text
+    lines = text.splitlines()
+    assert lines[-2].split() == "sort <top level> model.py:3 (f) (25.0%) primitive has no integer rule yet".split()
+    assert "block/gate" in lines[-1] and any(line.split() == ["dumps", "here"] for line in lines)
+    assert [line.split()[0] for line in lines if " s  " in line] == ["trace", "fuse"]
+
+
+def test_islands_with_their_share_of_the_work():
+    fun = lambda p, x: jax.lax.cond(x[0, 0] > 0, lambda: x @ p["w"], lambda: x) @ p["w"] @ p["w"]
+    program = partition(simplify(trace(fun, {"w": W}, (jax.ShapeDtypeStruct(X.shape, X.dtype),))))
+    shares = {i.primitive: i.mac_share for i in report.islands_of(program)}
+    assert shares["cond"] == pytest.approx(1 / 3) and shares["gt"] == 0
+
+
+def test_a_program_without_work_or_islands():
+    program = trace(lambda p, x: x, {}, (jax.ShapeDtypeStruct(X.shape, X.dtype),))
+    assert report.islands_of(program) == () and report.count_ops(program) == (0, 0)
+
+
+def test_counting_ops():
+    program = trace(lambda p, x: (x.astype(jnp.int32) + 1, x * 2.0), {}, (jax.ShapeDtypeStruct(X.shape, X.dtype),))
+    assert report.count_ops(program) == (2, 1)
+
+
+def test_bytes():
+    arrays = [np.zeros((3, 5), np.int8), np.zeros(7, np.int32), np.zeros((), np.float32), jnp.zeros((2, 0))]
+    assert report.weight_bytes(arrays) == 15 + 28 + 4
+
+
+def test_sqnr():
+    ones = np.ones(100)
+    assert report.sqnr_db([ones], [ones]) == float("inf")
+    assert report.sqnr_db([ones], [ones * 1.1]) == pytest.approx(20.0)
+    assert report.sqnr_db([ones, ones], [ones, ones * 1.1]) == pytest.approx(20.0 + 10 * np.log10(2))
+    assert report.sqnr_db([0 * ones], [ones]) == float("-inf") and report.sqnr_db([0 * ones], [0 * ones]) == float(
+        "inf"
+    )
+    with pytest.raises(ValueError):
+        report.sqnr_db([ones], [])
