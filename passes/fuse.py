@@ -79,6 +79,9 @@ class _Fuser:
             return [Codes(*values, eqn.params["type"])]
         if _regions.is_region(eqn) and eqn.params["id"] in self.types:
             return [self.region(builder, eqn, values)]
+        if eqn.primitive.name == "convert_element_type" and isinstance(values[0], Codes) and values[0].type == BIAS:
+            # A bias of half precision is int32 all the same.
+            return values
         reals = [_real(v, x) for v, x in zip(eqn.invars, values, strict=True)]
         # A region that the recipe keeps in float is no region any more: nothing will lower it.
         return replay.evaluate(eqn.params["body"], reals) if _regions.is_region(eqn) else _compat.bind(eqn, reals)
@@ -102,7 +105,10 @@ class _Fuser:
 
     def scale_of(self, var: Any) -> np.ndarray:
         """The scale of the pair (or dequantize) behind a region's operand."""
-        return np.asarray(self.constants.value(self.program.producer[var].invars[1]))
+        made = self.program.producer[var]
+        while made.primitive.name == "convert_element_type":
+            made = self.program.producer[made.invars[0]]
+        return np.asarray(self.constants.value(made.invars[1]))
 
     def region(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
         """Binds the region on integers; returns what stands for its float result."""

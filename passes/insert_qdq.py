@@ -167,7 +167,13 @@ class _Inserter:
         out = list(values)
         for k, (var, role, qtype) in enumerate(zip(eqn.invars, eqn.params["roles"], chosen, strict=True)):
             if role == "weight":
-                scales[k] = weight_scale(self.constants.value(var), qtype)[0]
+                try:
+                    scales[k] = weight_scale(self.constants.value(var), qtype)[0]
+                except QuantizationError as error:
+                    raise QuantizationError(
+                        f"weight {self.program.ids[var].removeprefix('weight:')} of {eqn.params['id']} at "
+                        f"{identity.source_of(eqn)}: {error}; rescale the layer, or keep it in float by a qc.Rule"
+                    ) from error
             elif role not in ("bias", "constant"):
                 out[k] = read(var, values[k], qtype)
                 if role in ("activation", "reduced"):
@@ -184,7 +190,9 @@ class _Inserter:
                     out[k] = self.bias(builder, eqn, k, scale, traced)
         return out
 
-    def weight(self, builder: Builder, eqn: _compat.JaxprEqn, k: int, value: Any, qtype: QuantType, scale: Any) -> Any:
+    def weight(
+        self, builder: Builder, eqn: _compat.JaxprEqn, k: int, value: Any, qtype: QuantType, scale: np.ndarray
+    ) -> Any:
         var = eqn.invars[k]
         known, zero = weight_scale(self.constants.value(var), qtype)
         name = f"{self.program.ids[var].removeprefix('weight:')}:{qtype.name}"
@@ -193,7 +201,7 @@ class _Inserter:
         return ops.fake_quantize(value, scale, zero, qtype)
 
     def make_room_for_bias(self, eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> None:
-        """Raises the scale of channels next to zero whose bias would not fit, at most to that of the largest channel."""
+        """Raises scales of channels next to zero whose bias would not fit, at most to that of the largest channel."""
         position = _regions.weight_position(eqn)
         bias = next((v for v, role in zip(eqn.invars, eqn.params["roles"], strict=True) if role == "bias"), None)
         if position is None or bias is None:

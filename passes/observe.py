@@ -62,8 +62,11 @@ def observed_values(program: Program) -> set[Any]:
     return found
 
 
-def reader(program: Program) -> Callable[[Sequence[Any]], dict[str, Any]]:
-    """A compiled function from flat inputs to {value id: array} in program order, for a program with observers."""
+def reader(program: Program, results: bool = False) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    """A compiled function from flat inputs to {value id: array} in program order, for a program with observers.
+
+    With `results`, `result#k` tells whether real result k holds NaN: what an island gives out is not marked.
+    """
 
     def read(weights: list[Any], inputs: list[Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -73,16 +76,17 @@ def reader(program: Program) -> Callable[[Sequence[Any]], dict[str, Any]]:
                 found[eqn.params["id"]] = values[0]
             return None
 
-        replay.evaluate(program.jaxpr, [*weights, *inputs], rule, keep_source=False)
-        return found
+        outputs = replay.evaluate(program.jaxpr, [*weights, *inputs], rule, keep_source=False)
+        return found | {key: jax.numpy.isnan(outputs[k]).any() for key, k in real.items()}
 
+    real = {f"result#{k}": k for k, v in enumerate(program.outvars) if results and classes.is_float(v)}
     compiled = jax.jit(read)
     marked = [eqn.params["id"] for eqn in program.eqns if eqn.primitive is ops.observe_p]
 
     def ordered(inputs: Sequence[Any]) -> dict[str, Any]:
         # What jit returns is sorted by name; the first bad value of a batch is the first in program order.
         found = compiled(list(program.weights.values()), list(inputs))
-        return {key: found[key] for key in marked}
+        return {key: found[key] for key in (*marked, *real)}
 
     return ordered
 
@@ -120,9 +124,15 @@ class Collector:
         """
         stored = [self._stored(key, x) if key in self._input_types else x for key, x in zip(self._inputs, inputs, strict=True)]
         values = read(stored)
-        for key in sorted(values, key=list(self._where).index):
-            if key not in self._input_types:
-                self._update(key, values[key])
+        for key, value in values.items():
+            if key.startswith("result#"):
+                if value:
+                    raise CalibrationError(
+                        f"calibration batch {self._batches} gives NaN in {key} of the model: remove such samples, or "
+                        "mend the layer that makes them"
+                    )
+            elif key not in self._input_types:
+                self._update(key, value)
         self._batches += 1
 
     def _stored(self, key: str, x: Any) -> np.ndarray:
@@ -157,7 +167,8 @@ def places(program: Program) -> dict[str, str]:
     """Value id -> where it is computed, for messages: in program order."""
     found = {f"input:{n}": "an input of the model" for n in program.signature.input_names}
     for eqn in program.eqns:
-        found[program.ids[eqn.outvars[0]]] = identity.describe(eqn)
+        if eqn.primitive is not ops.observe_p:
+            found[program.ids[eqn.outvars[0]]] = identity.describe(eqn)
     return found
 
 

@@ -77,6 +77,9 @@ def partition(program: Program) -> Program:
             return results
         if id(eqn) in inside:
             return [None] * len(eqn.outvars)
+        if eqn.outvars[0] in constants and any(x is None for x in values):
+            # Only a region reads it, which has made it whole, and the weight behind it is dropped.
+            return [None] * len(eqn.outvars)
         results = _compat.bind(eqn, values)
         values_of.update(zip(eqn.outvars, results, strict=True))
         return results

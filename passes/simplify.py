@@ -64,9 +64,8 @@ class _Replay:
         shape = eqn.outvars[0].aval.shape
         # What clamp bounds is never a number.
         small = [elementwise and not (eqn.primitive.name == "clamp" and k == 1) for k in range(len(values))]
-        values = [
-            self.compact(v, shape, eqn.primitive.name) if s else self.whole(v) for v, s in zip(values, small, strict=True)
-        ]
+        pairs = zip(values, small, strict=True)
+        values = [self.compact(v, shape, eqn.primitive.name) if s else self.whole(v) for v, s in pairs]
         same = _does_nothing(eqn, values)
         if same is not None:
             return [same]
@@ -96,8 +95,10 @@ class _Replay:
         if number is not None:
             return lax.broadcast(number[()], shape) if shape else number[()]
         array = self.constants.value(value.var)
+        if value.var in self.program.weight_of:
+            return self.weight(value.var, array)
         small = _without_repeats(array)
-        if small.shape == array.shape or value.var in self.program.weight_of:
+        if small.shape == array.shape:
             return self.weight(value.var, array)
         return lax.broadcast_in_dim(self.weight(value.var, small), shape, tuple(range(len(shape))))
 

@@ -25,6 +25,7 @@ from qcompiler.errors import SignatureError as SignatureError
 from qcompiler.errors import TraceError as TraceError
 from qcompiler.errors import VerificationError as VerificationError
 from qcompiler.ir import Program as Program
+from qcompiler.numerics.encoding import Encoding as Encoding
 from qcompiler.numerics.types import QuantType as QuantType
 from qcompiler.recipe import Recipe as Recipe
 from qcompiler.recipe import Rule as Rule

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qcompiler import pipeline
+from qcompiler import ops, pipeline
 from qcompiler import recipe as recipes
 from qcompiler import target as targets
 from qcompiler.backends import lax_int
@@ -33,6 +33,7 @@ from qcompiler.errors import (
 )
 from qcompiler.flax_adapter import Source, source_of
 from qcompiler.ir import Program, identity, tracing
+from qcompiler.numerics.encoding import Encoding
 from qcompiler.passes import assign_precision, observe
 
 #: Weights up to this many bytes reach XLA as constants, which it can lay out once; above, as arguments.
@@ -120,8 +121,10 @@ def _check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
 
 
 def _batches(items: Iterable[Any], source: Source) -> Any:
-    if isinstance(items, Mapping | str | bytes | call):
-        raise CalibrationError(f"calibration batches must be an iterable of batches, got one {type(items).__name__}")
+    if isinstance(items, Mapping | str | bytes | call) or hasattr(items, "dtype"):
+        raise CalibrationError(
+            f"calibration batches must be an iterable of batches, got one {type(items).__name__}: pass a list of it"
+        )
     try:
         iterator = iter(items)
     except TypeError:
@@ -266,7 +269,7 @@ class Traced(_Stage):
                         raise CalibrationError(
                             f"calibration batch {number} traces to other operations than batch 0: {key} against {shapes}"
                         )
-                    readers[key] = observe.reader(same)
+                    readers[key] = observe.reader(same, results=True)
                 collector.add(readers[key], flat)
                 tick(number + 1)
         calibrated = observed.replace(stats=collector.stats)
@@ -440,6 +443,21 @@ class QuantizedModel:
         """The original model."""
         return self._run("float", args, kwargs)
 
+    @functools.cached_property
+    def input_encodings(self) -> dict[str, Encoding | None]:
+        """Input name -> how `io="int"` encodes it; None where the input is no real number, or not quantized."""
+        program = self._quantized.program
+        entries = lax_int.input_codes(program)
+        pairs = zip(program.signature.input_names, program.input_vars, strict=True)
+        return {name: _encoding(program, entries.get(var)) for name, var in pairs}
+
+    @functools.cached_property
+    def output_encodings(self) -> tuple[Encoding | None, ...]:
+        """Per flat result, how `io="int"` encodes it; None where it is no real number, or not quantized."""
+        program = self._quantized.program
+        made = (None if isinstance(v, Literal) else program.producer.get(v) for v in program.outvars)
+        return tuple(_encoding(program, eqn) for eqn in made)
+
     def _run(self, which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         reference = self.program if which == "integers" else self._quantized.programs["insert_qdq"]
         flat = _flatten(call(*args, **kwargs), reference, "this call")
@@ -509,6 +527,14 @@ class QuantizedModel:
     def __repr__(self) -> str:
         share = f"{self.report.integer_mac_share:.0%} of multiply-adds in integers"
         return f"<QuantizedModel: {share}, {len(self.report.islands)} islands, {self.report.weight_bytes:,} bytes>"
+
+
+def _encoding(program: Program, eqn: Any) -> Encoding | None:
+    """What a quantize or dequantize of a program does; None for anything else."""
+    if eqn is None or eqn.primitive not in (ops.quantize_p, ops.dequantize_p):
+        return None
+    scale, zero = (np.asarray(program.weights[program.weight_of[v]]) for v in eqn.invars[1:])
+    return Encoding(eqn.params["type"], scale, zero)
 
 
 def _equal(a: Any, b: Any) -> bool:

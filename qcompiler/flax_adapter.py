@@ -108,7 +108,7 @@ def _check_finite(weights: Any) -> None:
 def _check_captured(program: Program) -> None:
     """Raises `TraceError` for NaN in arrays that the function closes over; infinity may be a mask."""
     for var, name in program.weight_of.items():
-        if "#" in name and jax.dtypes.issubdtype(var.aval.dtype, np.floating):
+        if "#" in name and jax.dtypes.issubdtype(program.weights[name].dtype, np.floating):
             if np.isnan(np.asarray(program.weights[name], np.float32)).any():
                 readers = [identity.describe(eqn) for eqn, _ in program.users.get(var, [])] or ["the result"]
                 raise TraceError(f"an array that the function closes over holds NaN; it is read by {readers[0]}")
@@ -281,6 +281,7 @@ def _module_scope(path: str) -> Iterator[None]:
     outer = _open_path.get()
     token = _open_path.set(path)
     try:
+        context: contextlib.AbstractContextManager[Any]
         if path == outer:
             context = contextlib.nullcontext()
         elif not outer or path.startswith(outer + "/"):

@@ -52,10 +52,10 @@ PASSES: dict[str, Callable[..., Program]] = {
 FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "partition", "observe")
 INTEGER_PASSES = ("assign_precision", "insert_qdq", "fuse", "fold_zero_points")
 
-#: Least agreement in dB with the program before, for passes that must keep the function. The same float ops run op by op
-#: after partitioning, and after simplifying but for divisions by a repeated constant, which XLA turns into products with
-#: its reciprocal; folding and equalizing round weights to float32 again (2**-24 each, some 140 dB), of
-#: which the depth of a network and cancellation in it eat a part.
+#: Least agreement in dB with the program before, for passes that must keep the function. The same float ops run op by
+#: op after partitioning, and after simplifying but for divisions by a repeated constant, which XLA turns into products
+#: with its reciprocal; folding and equalizing round weights to float32 again (2**-24 each, some 140 dB), of which the
+#: depth of a network and cancellation in it eat a part.
 _KEEPS_DB = {"simplify": 100.0, "fold_norms": 80.0, "equalize": 80.0, "partition": float("inf")}
 VERIFY = ("probe", "types", "off")
 

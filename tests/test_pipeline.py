@@ -160,7 +160,7 @@ def test_errors_about_the_model_pass_through(tmp_path):
     def refuses(program):
         raise RecipeError("no")
 
-    with pytest.raises(RecipeError, match="^no$"):
+    with pytest.raises(RecipeError, match=r"^no$"):
         _manager(tmp_path).run("simplify", _program(), refuses)
     assert not list(tmp_path.glob("before-*"))
 
@@ -242,7 +242,7 @@ def test_folding_that_changes_integers_is_named(tmp_path, monkeypatch):
         return [r ^ r.dtype.type(1) for r in results] if unfolded else results
 
     monkeypatch.setattr(lax_int, "lower_region", off)
-    with pytest.raises(VerificationError, match=r"region dot_general#\d+: folding its zero points changed its integers"):
+    with pytest.raises(VerificationError, match=r"dot_general#\d+: folding its zero points changed its integers"):
         pipeline.integer_passes(manager, program, Recipe())
 
 

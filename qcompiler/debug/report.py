@@ -122,8 +122,9 @@ def sqnr_db(reference: Any, value: Any) -> float:
     pairs = [
         (np.asarray(r, np.float64), np.asarray(v, np.float64)) for r, v in zip(reference, value, strict=True)
     ]
-    signal = sum(float(np.sum(r**2)) for r, _ in pairs)
-    noise = sum(float(np.sum((r - v) ** 2)) for r, v in pairs)
+    with np.errstate(invalid="ignore"):
+        signal = sum(float(np.sum(r**2)) for r, _ in pairs)
+        noise = sum(float(np.sum((r - v) ** 2)) for r, v in pairs)
     if noise == 0:
         return float("inf")
     return 10 * float(np.log10(signal / noise)) if signal > 0 else float("-inf")

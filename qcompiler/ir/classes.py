@@ -44,7 +44,7 @@ def is_float(atom: Any) -> bool:
 
 
 def multiply_adds(eqn: Any) -> int:
-    """Multiply-adds of a dot or conv, and of those in the bodies of an equation; of a `while` once, of the largest branch."""
+    """Multiply-adds of a dot or conv, and of those in an equation's bodies: each step of a scan, the largest branch."""
     if eqn.primitive.name == "dot_general":
         (contract, _), _ = eqn.params["dimension_numbers"]
         depth = int(np.prod([eqn.invars[0].aval.shape[d] for d in contract]))

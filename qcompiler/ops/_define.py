@@ -46,7 +46,7 @@ def _compiled(fun: Callable[..., Any], params: tuple[tuple[str, Any], ...]) -> C
 
 
 def _batched_first(x: Any, dim: Any, rank: int) -> Any:
-    """The batch dimension comes first, of size one where there is none, then `rank` dimensions; unmapped numbers stay."""
+    """The batch dimension comes first, of size one where there is none, then `rank` others; unmapped numbers stay."""
     if dim is None:
         return x[None] if jnp.ndim(x) else x
     x = jnp.moveaxis(x, dim, 0)

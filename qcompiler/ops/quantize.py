@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.interpreters import ad
 
@@ -78,8 +79,9 @@ def _fake_quantize_jvp(primals: Any, tangents: Any, *, type: QuantType) -> Any:
     t = tangents[0]
     if isinstance(t, ad.Zero):
         return out, t
-    low = (type.qmin - zero_point).astype(jnp.float32) * scale
-    high = (type.qmax - zero_point).astype(jnp.float32) * scale
+    # Half a step more at each end: what rounds to the last code is inside.
+    low = ((type.qmin - zero_point).astype(jnp.float32) - np.float32(0.5)) * scale
+    high = ((type.qmax - zero_point).astype(jnp.float32) + np.float32(0.5)) * scale
     inside = lax.bitwise_and(x >= low, x <= high)
     return out, jnp.where(inside, t, jnp.zeros_like(t))
 

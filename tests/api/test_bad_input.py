@@ -115,13 +115,13 @@ def test_infinity_made_inside_by_a_later_batch():
 
 
 def nan_in_island(params, x):
-    y = jnp.sort(mlp(params, x), axis=-1)
-    return jnp.sort(y / (y - y), axis=-1)
+    zero = mlp(params, x) * 0.0
+    return zero / jnp.sort(zero)
 
 
 @pytest.mark.parametrize("verify", ["probe", "types", "off"])
 def test_nan_that_only_islands_see(verify):
-    with refused(qc.CalibrationError, "NaN"):
+    with refused(qc.CalibrationError, "batch 0", "NaN", "result"):
         quantize(nan_in_island, verify=verify)
 
 

@@ -68,7 +68,7 @@ def source_ids(qmodel):
 
 def codes_of(qmodel):
     """(name, array) of each weight that is stored as integers."""
-    named = {n: re.fullmatch(r"(.*):int\d+sn?(\[[\d,]*\])?(:.*)?", n) for n in qmodel.params}
+    named = {n: re.fullmatch(r"(.*):int\d+sn?(\[[\d,]*\])?([@:].*)?", n) for n in qmodel.params}
     return [(match[1], qmodel.params[n]) for n, match in named.items() if match and qmodel.params[n].dtype == np.int8]
 
 
@@ -693,3 +693,17 @@ def test_verification_can_be_lowered(qmlp):
         qmodel = qc.quantize(mlp, [X], params=PARAMS, verify=verify)
         assert same(qmodel(X), qmlp(X))
         assert qmodel.report.sqnr_db is None and "SQNR" not in str(qmodel.report)
+
+
+def test_integer_io_says_how_values_are_encoded():
+    weights = {"w": np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)}
+    x = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
+    real = qc.quantize(lambda p, x: jax.nn.relu(x @ p["w"]), [x], params=weights)
+    codes = qc.quantize(lambda p, x: jax.nn.relu(x @ p["w"]), [x], params=weights, io="int")
+    (output,) = codes.output_encodings
+    entry = codes.input_encodings["x"]
+    assert entry.type.bits == 8 and output.type.bits == 16
+    np.testing.assert_array_equal(output.dequantize(codes(entry.quantize(x))), real(x))
+    # Half a step, where nothing is clipped; the default range estimator clips a few.
+    error = np.abs(entry.dequantize(entry.quantize(x)) - x)
+    assert np.median(error) <= 0.51 * entry.scale

@@ -32,7 +32,8 @@ def test_a_traced_program():
     assert "  weight w: float32[3,5]" in lines and "  input %x: float32[4,3]" in lines
     (dot,) = [line for line in lines if "dot_general[" in line]
     assert re.fullmatch(
-        r"  %\d+: float32\[4,5\] = dot_general\[dimension_numbers=.*\] %x w    # head/dot_general#0  .*test_printing\.py:\d+ \(_model\)",
+        r"  %\d+: float32\[4,5\] = dot_general\[dimension_numbers=.*\] %x w"
+        r"    # head/dot_general#0  .*test_printing\.py:\d+ \(_model\)",
         dot,
     )
     assert re.fullmatch(r"  return %\d+, %\d+, 2\.0", lines[-1])

@@ -17,7 +17,7 @@ from qcompiler.recipe import Recipe
 
 @pytest.fixture
 def passes():
-    """`passes(fun, weights, batches, recipe=Recipe(), until="fold_zero_points")`: the program after each pass, by name."""
+    """`passes(fun, weights, batches, recipe, until="fold_zero_points")`: the program after each pass, by name."""
 
     def run(fun, weights, batches, recipe=None, until="fold_zero_points"):
         recipe = recipe or Recipe()

@@ -199,7 +199,7 @@ def _integer_sqnr(weights, x, equalize):
 
 
 def test_equalizing_helps_weights_per_tensor_with_spread_channels():
-    """Channels 10**3 apart share one int8 scale: the small ones vanish, though the next layer makes them as large again."""
+    """Channels 10**3 apart share one int8 scale: small ones vanish, though the next layer makes them large again."""
     spread = _spread(32)
     weights = {
         "first": _normal(32, 32) * spread,

@@ -133,7 +133,7 @@ def test_a_bias_that_does_not_fit_names_layer_and_line(passes):
 
 @pytest.mark.parametrize("tiny", [0.0, 1e-12, 1e-30])
 def test_a_channel_next_to_zero_takes_a_scale_at_which_its_bias_fits(passes, tiny):
-    """Trained BatchNorms switch channels off: 1e-8 of weights, and a bias that would be 10**9 steps of them and more."""
+    """Trained BatchNorms switch channels off: weights of 1e-8, and a bias of 10**9 steps of them and more."""
     w = WEIGHTS["w"].copy()
     w[:, 3] *= np.float32(tiny)
     weights = {"w": w, "b": WEIGHTS["b"]}
