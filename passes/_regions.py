@@ -76,7 +76,7 @@ def accumulator_scale(eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> n
 
 
 def integer_product(eqn: _compat.JaxprEqn, lhs: Any, rhs: Any, **changes: Any) -> Any:
-    """The dot or conv of an equation on integers, with an int32 accumulator; `changes` override parameters of a conv."""
+    """The dot or conv of an equation on integers, int32 result; `changes` override parameters of a conv."""
     params = {**eqn.params, **changes}
     if eqn.primitive.name == "dot_general":
         return lax.dot_general(lhs, rhs, params["dimension_numbers"], preferred_element_type=jnp.int32)

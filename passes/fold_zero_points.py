@@ -97,7 +97,7 @@ def _fold_of(eqn: _compat.JaxprEqn, known: Any) -> _Fold | None:
         constant = constant + held.astype(np.int64)
     if np.abs(constant).max(initial=0) > np.iinfo(np.int32).max:
         raise OverflowProofError(
-            f"the bias of {identity.describe(eqn)} ({eqn.params['id']}) with its zero points folded in does not fit int32"
+            f"the bias of {identity.describe(eqn)} ({eqn.params['id']}), its zero points folded in, does not fit int32"
         )
     return _Fold(anchor, codes, zeros, [w is None for w in weights], bias, constant)
 
@@ -201,7 +201,9 @@ def _row_sums(anchor: _compat.JaxprEqn, codes: Any, k: int) -> Any:
 
 
 def _pads(anchor: _compat.JaxprEqn) -> bool:
-    return any(p != (0, 0) for p in map(tuple, anchor.params["padding"])) or any(d != 1 for d in anchor.params["lhs_dilation"])
+    return any(p != (0, 0) for p in map(tuple, anchor.params["padding"])) or any(
+        d != 1 for d in anchor.params["lhs_dilation"]
+    )
 
 
 def _pad_with(q: Any, zero: Any, anchor: _compat.JaxprEqn) -> Any:

@@ -94,9 +94,7 @@ class _Fuser:
         if isinstance(x, Codes):
             if x.type == qtype and x.scale is scale:
                 return x
-            return Codes(
-                ops.requantize(x.q, x.scale, x.zero_point, scale, zero, x.type, qtype), scale, zero, qtype
-            )
+            return Codes(ops.requantize(x.q, x.scale, x.zero_point, scale, zero, x.type, qtype), scale, zero, qtype)
         if eqn.invars[0] in self.constants:
             codes = fixed_point.quantize_number(*map(self.constants.value, eqn.invars), qtype).astype(qtype.dtype)
             name = self.program.weight_of[eqn.invars[1]].removesuffix("/scale")

@@ -152,16 +152,17 @@ class _Inserter:
 
             args = [*(builder.get(n) for n in program.weights), *inputs]
             outs = replay.evaluate(program.jaxpr, args, rule)
-            return [
-                read(v, x, t) for v, x, t in zip(program.outvars, outs, program.notes["output_types"], strict=True)
-            ]
+            return [read(v, x, t) for v, x, t in zip(program.outvars, outs, program.notes["output_types"], strict=True)]
 
         fields = {"stats": program.stats, "notes": program.notes, "stage": "insert_qdq"}
         return build(make, program.weights, program.input_avals, program.signature, **fields)
 
     def region_operands(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any], read: Any) -> list[Any]:
         if eqn.params["kind"] == "view":
-            return [read(eqn.invars[0], values[0], view_type(eqn, self.needs, self.program.notes["island_type"])), *values[1:]]
+            return [
+                read(eqn.invars[0], values[0], view_type(eqn, self.needs, self.program.notes["island_type"])),
+                *values[1:],
+            ]
         scales: dict[int, np.ndarray] = {}
         chosen = self.types[eqn.params["id"]]
         out = list(values)
@@ -220,8 +221,8 @@ class _Inserter:
         if np.abs(codes).max(initial=0) > types.BIAS.qmax:
             raise OverflowProofError(
                 f"the bias of {identity.describe(eqn)} ({eqn.params['id']}) is {np.abs(codes).max():.3g} steps of its "
-                f"accumulator's scale {float(np.min(scale)):.3g} and does not fit int32: its weights or its input's range "
-                "are far too small for it; rescale the layer, or keep it in float by a qc.Rule"
+                f"accumulator's scale {float(np.min(scale)):.3g} and does not fit int32: its weights or its input's "
+                "range are far too small for it; rescale the layer, or keep it in float by a qc.Rule"
             )
         q = builder.weight(f"{eqn.params['id']}:bias/int32", codes.astype(np.int32))
         zero = builder.weight("zero", np.zeros((), np.int32))

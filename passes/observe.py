@@ -1,6 +1,8 @@
 """Marks the values whose ranges calibration needs, and reads them.
 
-    y = region[conv] x w; z = region[conv] y v      ->      y = region[conv] (observe x) w; z = region[conv] (observe y) v
+    y = region[conv] x w; z = region[conv] y v
+        ->
+    y = region[conv] (observe x) w; z = region[conv] (observe y) v
 
 Every real value that will be stored as integers is marked: inputs, region results, and what islands hand to regions.
 A view has its operand's range, so it is not marked. Outputs stay the same.
@@ -94,8 +96,8 @@ def reader(program: Program, results: bool = False) -> Callable[[Sequence[Any]],
 class Collector:
     """Histograms of a program's observed values, over any number of batches.
 
-    The program sees its inputs as they will be stored, quantized with the range known so far: a norm behind a row of small
-    values must be calibrated on what quantization leaves of that row.
+    The program sees its inputs as they will be stored, quantized with the range known so far: a norm behind a row of
+    small values must be calibrated on what quantization leaves of that row.
 
     Args:
       program: with observers.
@@ -122,7 +124,9 @@ class Collector:
         Raises:
           CalibrationError: a value is NaN or infinite; the first such value in program order is named.
         """
-        stored = [self._stored(key, x) if key in self._input_types else x for key, x in zip(self._inputs, inputs, strict=True)]
+        stored = [
+            self._stored(key, x) if key in self._input_types else x for key, x in zip(self._inputs, inputs, strict=True)
+        ]
         values = read(stored)
         for key, value in values.items():
             if key.startswith("result#"):

@@ -241,15 +241,17 @@ class _Planner:
             users = self.program.users.get(var, [])
             shared = self.program.use_count(var) > len(users) or any(id(user) not in inside for user, _ in users)
             rest = self.cone(root, var) if shared else []
-            if shared and all(v is not source for e in rest for v in e.invars) and self.is_plain(self.cone(eqn, source)):
+            if (
+                shared
+                and all(v is not source for e in rest for v in e.invars)
+                and self.is_plain(self.cone(eqn, source))
+            ):
                 return var
         return source
 
     def is_plain(self, members: list[Any]) -> bool:
         """Whether a linear region computes them, so that no table is needed."""
-        return all(
-            self.is_clamp(e) or self.affine(e) is not None or self.is_identity(e) for e in members
-        )
+        return all(self.is_clamp(e) or self.affine(e) is not None or self.is_identity(e) for e in members)
 
     # Linear regions
 

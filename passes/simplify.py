@@ -129,7 +129,10 @@ def _without_repeats(array: np.ndarray) -> np.ndarray:
     array = np.ascontiguousarray(array)
     for axis in range(array.ndim):
         first = array.take([0], axis=axis)
-        if array.shape[axis] > 1 and np.ascontiguousarray(np.broadcast_to(first, array.shape)).tobytes() == array.tobytes():
+        if (
+            array.shape[axis] > 1
+            and np.ascontiguousarray(np.broadcast_to(first, array.shape)).tobytes() == array.tobytes()
+        ):
             array = np.ascontiguousarray(first)
     return array
 

@@ -1,8 +1,8 @@
 """qcompiler: a quantizing compiler for JAX. Any JAX function or Flax model in, an integer-only program out.
 
-    import qcompiler as qc
-    qmodel = qc.quantize(model, calibration_batches)
-    y = qmodel(x)
+import qcompiler as qc
+qmodel = qc.quantize(model, calibration_batches)
+y = qmodel(x)
 """
 
 from qcompiler.api import Calibrated as Calibrated

@@ -1,7 +1,7 @@
 """What a user touches: `quantize`, `jit`, and the stages `trace` → `calibrate` → `quantize` → `compile`.
 
-    qmodel = qc.quantize(model, batches)                          # all stages at once
-    qc.trace(model, x).calibrate(batches).quantize().compile()    # one by one
+qmodel = qc.quantize(model, batches)                          # all stages at once
+qc.trace(model, x).calibrate(batches).quantize().compile()    # one by one
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from qcompiler.errors import (
     VerificationError,
 )
 from qcompiler.flax_adapter import Source, source_of
-from qcompiler.ir import Program, identity, tracing
+from qcompiler.ir import Program, _compat, identity, tracing
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.passes import assign_precision, observe
 
@@ -152,7 +152,12 @@ def trace(
 
 
 def _trace(
-    source: Source, args: tuple[Any, ...], kwargs: Mapping[str, Any], recipe: recipes.Recipe, verify: str, dumper: Dumper
+    source: Source,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    recipe: recipes.Recipe,
+    verify: str,
+    dumper: Dumper,
 ) -> Traced:
     manager = pipeline.PassManager(verify, dumper=dumper)
     start = time.perf_counter()
@@ -267,7 +272,7 @@ class Traced(_Stage):
                     same = observed if key == shapes else self._specialize(item, number)
                     if list(_observed_ids(same)) != list(_observed_ids(observed)):
                         raise CalibrationError(
-                            f"calibration batch {number} traces to other operations than batch 0: {key} against {shapes}"
+                            f"calibration batch {number} traces to other operations than batch 0: {key}, {shapes}"
                         )
                     readers[key] = observe.reader(same, results=True)
                 collector.add(readers[key], flat)
@@ -337,9 +342,7 @@ def _check_data(flat: Sequence[Any], program: Program, number: int) -> None:
 class Calibrated(_Stage):
     """A model whose ranges are known."""
 
-    def __init__(
-        self, source: Source, recipe: recipes.Recipe, manager: pipeline.PassManager, program: Program
-    ) -> None:
+    def __init__(self, source: Source, recipe: recipes.Recipe, manager: pipeline.PassManager, program: Program) -> None:
         self._source, self._recipe, self._manager = source, recipe, manager
         self.program = program
 
@@ -455,7 +458,7 @@ class QuantizedModel:
     def output_encodings(self) -> tuple[Encoding | None, ...]:
         """Per flat result, how `io="int"` encodes it; None where it is no real number, or not quantized."""
         program = self._quantized.program
-        made = (None if isinstance(v, Literal) else program.producer.get(v) for v in program.outvars)
+        made = (None if isinstance(v, _compat.Literal) else program.producer.get(v) for v in program.outvars)
         return tuple(_encoding(program, eqn) for eqn in made)
 
     def _run(self, which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -504,7 +507,8 @@ class QuantizedModel:
         if list(_observed_ids(program)) != list(_observed_ids(quantized._calibrated)):
             raise SignatureError(
                 "for inputs of these shapes the model traces to other operations than were calibrated; "
-                f"got {[a.shape for a in program.input_avals]}, calibrated {[a.shape for a in quantized.program.input_avals]}"
+                f"got {[a.shape for a in program.input_avals]}, "
+                f"calibrated {[a.shape for a in quantized.program.input_avals]}"
             )
         program = program.replace(stats=quantized._calibrated.stats)
         return pipeline.integer_passes(manager, program, quantized._recipe)[stage]
@@ -622,8 +626,8 @@ class JitFunction:
                 )
             if not _equal(np.asarray(b), np.asarray(a)):
                 raise SignatureError(
-                    f"weight {tracing.path_name(path[0])} is not the one that was calibrated: the integers were made from "
-                    "the weights of .calibrate(params=...); calibrate again for others"
+                    f"weight {tracing.path_name(path[0])} is not the one that was calibrated: the integers were made "
+                    "from the weights of .calibrate(params=...); calibrate again for others"
                 )
 
     def calibrate(self, batches: Iterable[Any], params: Any = None) -> JitFunction:

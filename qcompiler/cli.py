@@ -1,4 +1,4 @@
-"""The command line: `python -m qcompiler digits` trains, quantizes and compares a small model; `show` prints a program."""
+"""The command line: `digits` trains, quantizes and compares a small model; `show` prints a saved program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="qcompiler", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    digits = commands.add_parser("digits", help="train a small ResNet on scikit-learn's digits and compile it to integers")
+    digits = commands.add_parser(
+        "digits", help="train a small ResNet on scikit-learn's digits and compile it to integers"
+    )
     digits.add_argument("--recipe", default="default", choices=sorted(recipe.NAMED))
     digits.add_argument("--epochs", type=int, default=20)
     digits.add_argument("--seed", type=int, default=0)

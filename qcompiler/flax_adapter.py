@@ -55,7 +55,11 @@ class Source:
 
 
 def source_of(
-    model: Any, params: Any = None, variables: Any = None, method: Any = None, apply_kwargs: Mapping[str, Any] | None = None
+    model: Any,
+    params: Any = None,
+    variables: Any = None,
+    method: Any = None,
+    apply_kwargs: Mapping[str, Any] | None = None,
 ) -> Source:
     """The `Source` of a function, an `nnx.Module`, or a linen module.
 
@@ -232,8 +236,8 @@ def _refuse_writes(before: Mapping[str, Any], after: Mapping[str, Any], lines: M
         if path.endswith(("count", "key")):
             raise TraceError(f"{where} draws random numbers: dropout in training mode? Call model.eval() first")
         raise TraceError(
-            f"{where} writes to its variable {path}: BatchNorm on batch statistics? Call model.eval() first; other state "
-            "that a call changes is not supported yet: pass it in and out of a plain function instead"
+            f"{where} writes to its variable {path}: BatchNorm on batch statistics? Call model.eval() first; other "
+            "state that a call changes is not supported yet: pass it in and out of a plain function instead"
         )
 
 

@@ -1,7 +1,7 @@
 """The order of the passes, and the manager that runs, verifies, times and dumps each.
 
-    trace → simplify → fold_norms → equalize → partition → observe          (float; `float_passes`)
-          → assign_precision → insert_qdq → fuse → fold_zero_points → lower (integers; `integer_passes`)
+trace → simplify → fold_norms → equalize → partition → observe          (float; `float_passes`)
+      → assign_precision → insert_qdq → fuse → fold_zero_points → lower (integers; `integer_passes`)
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class Recipe:
       stream: type of what lives between products: residual terms, operands of sums and of islands.
       index: type of a table's index.
       output: type of the results.
-      activation_range: estimator for 8 bits and fewer: `minmax`, `moving_average`, `percentile`, `mse`, `entropy`, or an
-        `Estimator`.
+      activation_range: estimator for 8 bits and fewer: `minmax`, `moving_average`, `percentile`, `mse`, `entropy`, or
+        an `Estimator`.
       stream_range: estimator for wider types.
       equalize: cross-layer equalization before quantization; None: only with weights per tensor, which need it.
       rules: overrides, first match wins.
@@ -65,7 +65,11 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        for role, qtype, most in (("weight", self.weight, 8), ("activation", self.activation, 8), ("index", self.index, 12)):
+        for role, qtype, most in (
+            ("weight", self.weight, 8),
+            ("activation", self.activation, 8),
+            ("index", self.index, 12),
+        ):
             if qtype.bits > most:
                 raise RecipeError(f"{role} type has {qtype.bits} bits; the integer backend takes at most {most} there")
         if not self.weight.symmetric:

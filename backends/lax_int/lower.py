@@ -35,9 +35,7 @@ def lower(program: Program, io: str = "float") -> Program:
     """
     weight_of = program.weight_of
     entries = input_codes(program) if io == "int" else {}
-    avals = [
-        entries[v].outvars[0].aval if v in entries else v.aval for v in program.input_vars
-    ]
+    avals = [entries[v].outvars[0].aval if v in entries else v.aval for v in program.input_vars]
 
     def make(builder: Builder, *inputs: Any) -> list[Any]:
         def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:

@@ -1,9 +1,9 @@
 """Dots and convs on int8 with an int32 result, in the form that XLA runs fast. Every form gives the same integers.
 
-XLA:CPU hands s8·s8→s32 dots with M, N >= 2 and 2-D NHWC/HWIO convs with more than 16 channels to its kernel library; all
-else falls to loops tens of times slower (conditions: XLA's `ynn_support.cc`). So other ranks and layouts are brought to
-NHWC, 1×1 convs become dots, small channel counts and kernels larger than the map become im2col and a dot, and
-matrix-vector products get a second row.
+XLA:CPU hands s8·s8→s32 dots with M, N >= 2 and 2-D NHWC/HWIO convs with more than 16 channels to its kernel library;
+all else falls to loops tens of times slower (conditions: XLA's `ynn_support.cc`). So other ranks and layouts are
+brought to NHWC, 1×1 convs become dots, small channel counts and kernels larger than the map become im2col and a dot,
+and matrix-vector products get a second row.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def through_int8(
 ) -> Any:
     """A bilinear product of integers whose intervals are at most 256 wide, by products of int8 alone.
 
-    With a = a' + c, c the middle of its interval: a·b = a'·b' + c_a (1·b') + c_b (a'·1) + c_a c_b (1·1), exact in int32.
-    Zero padding pads a', b' and 1 alike, so that it stays zero padding.
+    With a = a' + c, c the middle of its interval: a·b = a'·b' + c_a (1·b') + c_b (a'·1) + c_a c_b (1·1), exact in
+    int32. Zero padding pads a', b' and 1 alike, so that it stays zero padding.
     """
     narrow, middles = [], []
     for x, (low, high) in zip(operands, intervals, strict=True):
@@ -83,7 +83,9 @@ def conv(image: Any, kernel: Any, params: dict[str, Any]) -> Any:
         strides, padding, holes, spread = [1, *strides], [(0, 0), *padding], [1, *holes], [1, *spread]
     config = [(0, 0, 0), *((lo, hi, h - 1) for (lo, hi), h in zip(padding, holes, strict=True)), (0, 0, 0)]
     groups = params["feature_group_count"]
-    if any(c != (0, 0, 0) for c in config) and (any(h != 1 for h in holes) or _wants_patches(image, kernel, config, groups)):
+    if any(c != (0, 0, 0) for c in config) and (
+        any(h != 1 for h in holes) or _wants_patches(image, kernel, config, groups)
+    ):
         image = lax.pad(image, np.int8(0), config)
         padding = [(0, 0), (0, 0)]
     out = _conv_nhwc(image, kernel, strides, padding, spread, groups)
@@ -95,7 +97,7 @@ def conv(image: Any, kernel: Any, params: dict[str, Any]) -> Any:
 
 
 def _wants_patches(image: Any, kernel: Any, config: list[Any], groups: int) -> bool:
-    """Whether a conv leaves the kernel library, so that im2col and a dot are faster (or the only form that compiles)."""
+    """Whether a conv leaves the kernel library, so that im2col and a dot are faster, or all that compiles."""
     height, width, depth, features = kernel.shape
     if groups != 1:
         return False

@@ -1,4 +1,4 @@
-"""Lowering rules, keyed by the primitive's name: what an equation in a region's body does to known, int and real values."""
+"""Lowering rules, keyed by the primitive's name: what an equation of a body does to known, int and real values."""
 
 from __future__ import annotations
 
@@ -237,11 +237,11 @@ def quantize_real(context: Context, real: Real, scale: np.ndarray, zero: np.ndar
     Everything below is exact, so that it can be implemented again from here (`debug/reference.py` does).
 
     The sum. A real value is sum_k s_k x_k + c, clamped to [low, high]; x_k are integers, all else is known, in float64.
-    `dequantize` gives one term, x = q - z, s = float64(float32 scale). A factor f multiplies every s_k, c and both ends,
-    in program order (x / f is x times 1/f); a negative one swaps the ends, an open end stays open. An added constant is
-    added to c and to both ends; a sum lists the terms of the left operand first; max and min by a bound move both ends.
-    Terms of equal scale (equal shapes and values) are first added as integers, each into the earliest such term with
-    which its bounds fit int32.
+    `dequantize` gives one term, x = q - z, s = float64(float32 scale). A factor f multiplies every s_k, c and both
+    ends, in program order (x / f is x times 1/f); a negative one swaps the ends, an open end stays open. An added
+    constant is added to c and to both ends; a sum lists the terms of the left operand first; max and min by a bound
+    move both ends. Terms of equal scale (equal shapes and values) are first added as integers, each into the earliest
+    such term with which its bounds fit int32.
 
     One term and c / s_out = 0 everywhere: t = rescale(x, s / s_out) + z.
     Otherwise, with r_k = s_k / s_out and reach R = sum_k max|r_k| B_k + max|c / s_out + z|, B_k the bound of |x_k| (the
@@ -257,8 +257,8 @@ def quantize_real(context: Context, real: Real, scale: np.ndarray, zero: np.ndar
     the type. `rescale` and the entry are specified in `numerics.fixed_point`.
 
     Bounds of integers, which R depends on: codes have those of their dtype, and where `dequantize` reads them those of
-    their type; sums, differences and elementwise products interval arithmetic. An interval used as one for a whole array
-    is widened to hold 0. It is used so by: views (shape changes, maxima), which have their operand's; a sum of n
+    their type; sums, differences and elementwise products interval arithmetic. An interval used as one for a whole
+    array is widened to hold 0. It is used so by: views (shape changes, maxima), which have their operand's; a sum of n
     elements, n times it; padding, with the number padded; a product of two activations of depth n, n times the extreme
     corner; a product with a weight w, per channel of the result sum(max(w, 0)) low + sum(min(w, 0)) high, and likewise
     above.
@@ -278,7 +278,9 @@ def quantize_real(context: Context, real: Real, scale: np.ndarray, zero: np.ndar
         ratios = [t.scale / step for t in terms]
         reach = sum(float(np.max(np.abs(r) * t.int.magnitude, initial=0)) for r, t in zip(ratios, terms, strict=True))
         reach += float(np.max(np.abs(offset + zero), initial=0))
-        guard = fixed_point.guard_bits(reach, min(float(np.min(np.abs(r), where=r != 0, initial=np.inf)) for r in ratios))
+        guard = fixed_point.guard_bits(
+            reach, min(float(np.min(np.abs(r), where=r != 0, initial=np.inf)) for r in ratios)
+        )
         constant = np.rint((offset + zero) * 2.0**guard)
         if np.max(np.abs(constant), initial=0) > 2.0**30:
             raise OverflowProofError(
@@ -297,9 +299,7 @@ def quantize_real(context: Context, real: Real, scale: np.ndarray, zero: np.ndar
         if np.any(constant):
             total = lax.add_p.bind(total, _number(context, constant, f"{label}/constant"))
         total = fixed_point.round_guard(total, guard)
-    ends = [
-        None if b is None else fixed_point.quantize_number(b, scale, zero, qtype) for b in (real.low, real.high)
-    ]
+    ends = [None if b is None else fixed_point.quantize_number(b, scale, zero, qtype) for b in (real.low, real.high)]
     free = (qtype.qmin, qtype.qmax)
     low, high = (
         None if b is None or np.all(b == f) else _number(context, b, f"{label}/{which}")

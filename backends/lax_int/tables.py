@@ -29,8 +29,7 @@ def lower_table(context: Any, body: Any, operands: list[Any]) -> list[Int]:
     codes = np.arange(index_type.qmin, index_type.qmax + 1, dtype=index_type.dtype)
     index = next(v for v in operands if isinstance(v, Int))
     env: dict[Any, Any] = {
-        var: codes if isinstance(value, Int) else value.value
-        for var, value in zip(jaxpr.invars, operands, strict=True)
+        var: codes if isinstance(value, Int) else value.value for var, value in zip(jaxpr.invars, operands, strict=True)
     }
     with jax.ensure_compile_time_eval():
         for eqn in jaxpr.eqns:
@@ -64,7 +63,9 @@ def _pointwise(eqn: _compat.JaxprEqn, values: list[Any], shape: tuple[int, ...])
             return number
         values = [jnp.reshape(jnp.asarray(v), ()) for v in values]
         return _compat.bind(eqn, values)[0]
-    spread = [jnp.broadcast_to(jnp.reshape(jnp.asarray(v), ()) if np.size(v) == 1 else jnp.asarray(v), shape) for v in values]
+    spread = [
+        jnp.broadcast_to(jnp.reshape(jnp.asarray(v), ()) if np.size(v) == 1 else jnp.asarray(v), shape) for v in values
+    ]
     if eqn.primitive.name in ("broadcast_in_dim", "reshape"):
         raise QuantizationError(f"{identity.describe(eqn)} changes the shape inside a table region")
     return _compat.bind(eqn, spread)[0]

@@ -1,4 +1,4 @@
-"""What a value is while a region is lowered: a known array, exact integers with bounds, or a real sum of scaled integers.
+"""What a value is while a region is lowered: a known array, exact integers with bounds, or a sum of scaled integers.
 
 The real value never exists at run time. It is `sum_k scale_k * int_k + constant`, clamped to [low, high]; scales,
 constant and clamps are known now, and `quantize` turns it into fixed-point arithmetic on the integers.

@@ -1,6 +1,6 @@
 """Dumps per pass: the program as text, the difference to the pass before, and a line of numbers.
 
-    DIR/00-trace.txt, DIR/01-simplify.txt, DIR/01-simplify.diff, ..., DIR/summary.json
+DIR/00-trace.txt, DIR/01-simplify.txt, DIR/01-simplify.diff, ..., DIR/summary.json
 """
 
 from __future__ import annotations

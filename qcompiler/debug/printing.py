@@ -8,7 +8,20 @@ from qcompiler.ir import _compat, identity
 from qcompiler.ir.program import Program
 
 #: Parameters that repeat what the line says already, or say nothing.
-_HIDDEN = frozenset({"id", "body", "sharding", "out_sharding", "precision", "preferred_element_type", "accuracy", "roles", "computation", "jaxpr"})
+_HIDDEN = frozenset(
+    {
+        "id",
+        "body",
+        "sharding",
+        "out_sharding",
+        "precision",
+        "preferred_element_type",
+        "accuracy",
+        "roles",
+        "computation",
+        "jaxpr",
+    }
+)
 
 
 def program_text(program: Program) -> str:
@@ -20,7 +33,9 @@ def program_text(program: Program) -> str:
         names[var] = f"%{name}"
     lines = [f"program {program.stage}"]
     lines += [f"  weight {n}: {_type(v.aval)}" for v, n in program.weight_of.items()]
-    lines += [f"  input %{n}: {_type(v.aval)}" for v, n in zip(program.input_vars, program.signature.input_names, strict=True)]
+    lines += [
+        f"  input %{n}: {_type(v.aval)}" for v, n in zip(program.input_vars, program.signature.input_names, strict=True)
+    ]
     lines += _body_lines(program.eqns, names, "  ", program.ids)
     lines.append("  return " + ", ".join(_name(v, names) for v in program.outvars))
     return "\n".join(lines) + "\n"

@@ -119,9 +119,7 @@ def weight_bytes(arrays: Any) -> int:
 
 def sqnr_db(reference: Any, value: Any) -> float:
     """10 log10(E[reference²] / E[(reference - value)²]) over all arrays together; inf where they are equal."""
-    pairs = [
-        (np.asarray(r, np.float64), np.asarray(v, np.float64)) for r, v in zip(reference, value, strict=True)
-    ]
+    pairs = [(np.asarray(r, np.float64), np.asarray(v, np.float64)) for r, v in zip(reference, value, strict=True)]
     with np.errstate(invalid="ignore"):
         signal = sum(float(np.sum(r**2)) for r, _ in pairs)
         noise = sum(float(np.sum((r - v) ** 2)) for r, v in pairs)

@@ -1,4 +1,4 @@
-"""The intermediate representation: a jaxpr with named weights (`Program`), and how it is captured, replayed and kept."""
+"""The intermediate representation, a jaxpr with named weights (`Program`): how it is captured, replayed and kept."""
 
 from qcompiler.ir.program import Builder as Builder
 from qcompiler.ir.program import Program as Program

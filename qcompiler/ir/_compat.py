@@ -34,9 +34,7 @@ CALL_JAXPR_PARAM: dict[Primitive, str] = {
 }
 
 #: Primitives whose bodies stay whole: replay goes through them, inlining does not.
-CONTROL_FLOW: frozenset[Primitive] = frozenset(
-    {jex_primitives.scan_p, jex_primitives.while_p, jex_primitives.cond_p}
-)
+CONTROL_FLOW: frozenset[Primitive] = frozenset({jex_primitives.scan_p, jex_primitives.while_p, jex_primitives.cond_p})
 
 #: Draws random bits: never folded, never merged.
 RANDOM: frozenset[str] = frozenset(

@@ -11,10 +11,10 @@ from qcompiler.ir import _compat
 
 #: Result element i depends on element i of the operands only (operands of size one broadcast).
 ELEMENTWISE = frozenset(
-    "abs add sub mul div max min neg sign pow integer_pow square one_minus_square exp exp2 expm1 log log2 log1p logistic"
-    " tanh erf erfc erf_inv sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh sqrt rsqrt cbrt floor ceil round"
-    " clamp select_n eq ne lt le gt ge and or not xor is_finite convert_element_type rem stop_gradient copy copy_p name"
-    " reduce_precision nextafter lgamma digamma polynomial".split()
+    "abs add sub mul div max min neg sign pow integer_pow square one_minus_square exp exp2 expm1 log log2 log1p"
+    " logistic tanh erf erfc erf_inv sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh sqrt rsqrt cbrt floor"
+    " ceil round clamp select_n eq ne lt le gt ge and or not xor is_finite convert_element_type rem stop_gradient copy"
+    " copy_p name reduce_precision nextafter lgamma digamma polynomial".split()
 )
 #: Elementwise, and the same number comes out.
 IDENTITY = frozenset("copy copy_p name stop_gradient".split())

@@ -1,6 +1,6 @@
 """Capturing a function as a flat program: weights become named arguments, calls are inlined, effects are refused.
 
-    jit[name=relu]{ max x 0 }; scan{...}      ->      max x 0   (scope `#relu`); scan{...} kept whole
+jit[name=relu]{ max x 0 }; scan{...}      ->      max x 0   (scope `#relu`); scan{...} kept whole
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def refuse_effects(eqn: _compat.JaxprEqn) -> None:
     """Raises `TraceError` for callbacks and other side effects, in the equation or in its bodies."""
     if eqn.primitive.name in _CALLBACKS:
         raise TraceError(
-            f"{eqn.primitive.name} at {identity.source_of(eqn)} calls back into Python, which an integer program cannot;"
+            f"{eqn.primitive.name} at {identity.source_of(eqn)} calls back into Python, which integers cannot;"
             " move it outside of the quantized function"
         )
     for sub in _compat.sub_jaxprs(eqn):
@@ -151,7 +151,7 @@ def refuse_effects(eqn: _compat.JaxprEqn) -> None:
             refuse_effects(inner)
     if _compat.has_side_effects(eqn) and eqn.primitive.name not in _PRINTS and not _compat.sub_jaxprs(eqn):
         raise TraceError(
-            f"{eqn.primitive.name} at {identity.source_of(eqn)} has side effects ({eqn.effects}); quantize a pure function"
+            f"{eqn.primitive.name} at {identity.source_of(eqn)} has side effects ({eqn.effects}); make it pure"
         )
 
 

@@ -27,7 +27,9 @@ class Encoding:
 
     def quantize(self, x: Any) -> np.ndarray:
         """Codes of a real array, by the same rounding as the compiled program; dtype `type.dtype`."""
-        return fixed_point.quantize_number(np.asarray(x), self.scale, self.zero_point, self.type).astype(self.type.dtype)
+        return fixed_point.quantize_number(np.asarray(x), self.scale, self.zero_point, self.type).astype(
+            self.type.dtype
+        )
 
     def dequantize(self, codes: Any) -> np.ndarray:
         """The reals behind codes, float32."""

@@ -5,9 +5,9 @@
 - `rescale`:    floor(x * r + 1/2) for a real ratio r, as a 31-bit multiplier and shifts: integers only, ties up, exact
                 for the rounded multiplier, and the same bits on every backend.
 
-A rescale is `((x << left) * multiplier >> 32) + rounding >> right`: the high half of one 64-bit product is enough because
-the shift that follows is at least one bit, so the low half can change no result (the sum of a whole number and a fraction
-below one has the same floor).
+A rescale is `((x << left) * multiplier >> 32) + rounding >> right`: the high half of one 64-bit product is enough
+because the shift that follows is at least one bit, so the low half can change no result (the sum of a whole number and
+a fraction below one has the same floor).
 """
 
 from __future__ import annotations

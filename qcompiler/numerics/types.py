@@ -1,6 +1,6 @@
 """How a real value is stored in an integer: `QuantType`, and the scale and zero point that a range gives it.
 
-    real = (q - zero_point) * scale
+real = (q - zero_point) * scale
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def scale_and_zero_point(low: Any, high: Any, qtype: QuantType) -> tuple[np.ndar
     else:
         scale = (high - low) / (qtype.qmax - qtype.qmin)
     if (scale > LARGEST_SCALE).any():
-        raise QuantizationError(f"the range [{low.min():g}, {high.max():g}] is too wide: its scale would overflow float32")
+        raise QuantizationError(
+            f"the range [{low.min():g}, {high.max():g}] is too wide: its scale would overflow float32"
+        )
     # A constant zero has no range; any scale represents it, and 1 keeps multipliers ordinary.
     scale = np.where(scale == 0.0, 1.0, np.maximum(scale, SMALLEST_SCALE)).astype(np.float32)
     if qtype.symmetric:

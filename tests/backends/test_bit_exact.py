@@ -265,6 +265,8 @@ def test_wide_terms_that_nearly_cancel_keep_their_difference():
     np.testing.assert_array_equal(np.asarray(integers), expected)
     # In float64 from the stored codes. The unit of the sum is 2**10 output steps here; two terms are rounded to it.
     scales = {n: np.float64(w) for n, w in stages.folded.weights.items() if n.endswith("scale")}
-    of_x, of_y, of_result = (next(s for n, s in scales.items() if n.startswith(start)) for start in ("input:x0", "input:x1", "sub"))
+    of_x, of_y, of_result = (
+        next(s for n, s in scales.items() if n.startswith(start)) for start in ("input:x0", "input:x1", "sub")
+    )
     exact = (codes[0] * of_x - codes[1] * of_y) / of_result
     assert np.max(np.abs(np.asarray(integers) - np.clip(exact, -32768, 32767))) <= 2**10

@@ -44,7 +44,8 @@ def test_resnet_is_integers_alone(small_resnet):
 def test_resnet_keeps_its_outputs(small_resnet):
     model, images = small_resnet
     qmodel = qc.quantize(model, [images[:4]])
-    # Eight-bit operands in ten layers of random weights, whose errors add up; a wrong scale or zero point gives < 10 dB.
+    # Eight-bit operands in ten layers of random weights, whose errors add up; a wrong scale or zero point gives < 10
+    # dB.
     assert sqnr_db([qmodel.float(images[4:])], [qmodel(images[4:])]) > 20
     # Integers and simulation round differently only at ties, but a step in an early layer moves later ones.
     assert sqnr_db([qmodel.simulate(images[4:])], [qmodel(images[4:])]) > 25
