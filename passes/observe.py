@@ -194,3 +194,8 @@ def collect(program: Program, batches: Iterable[Sequence[Any]]) -> Program:
     for batch in batches:
         collector.add(read, batch)
     return program.replace(stats=collector.stats)
+
+
+def observed_ids(program: Program) -> list[str]:
+    """Ids of the marked values, in program order: programs of one model at other batch sizes agree on them."""
+    return [eqn.params["id"] for eqn in program.eqns if eqn.primitive is ops.observe_p]

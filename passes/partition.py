@@ -121,11 +121,6 @@ def _run_body(region: Region, args: Sequence[Any]) -> list[Any]:
     return [env[region.root.outvars[0]]]
 
 
-def plan(program: Program) -> tuple[list[Region], list[tuple[_compat.JaxprEqn, str]]]:
-    """Regions in program order, and the equations that stay float, each with the reason."""
-    return _Planner(program).run()
-
-
 class _Planner:
     def __init__(self, program: Program) -> None:
         self.program = program

@@ -5,15 +5,11 @@ qmodel = qc.quantize(model, calibration_batches)
 y = qmodel(x)
 """
 
-from qcompiler.api import Calibrated as Calibrated
 from qcompiler.api import JitFunction as JitFunction
-from qcompiler.api import Quantized as Quantized
-from qcompiler.api import QuantizedModel as QuantizedModel
-from qcompiler.api import Traced as Traced
-from qcompiler.api import call as call
 from qcompiler.api import jit as jit
 from qcompiler.api import quantize as quantize
 from qcompiler.api import trace as trace
+from qcompiler.calls import call as call
 from qcompiler.debug.report import Report as Report
 from qcompiler.errors import CalibrationError as CalibrationError
 from qcompiler.errors import IslandError as IslandError
@@ -27,6 +23,10 @@ from qcompiler.errors import VerificationError as VerificationError
 from qcompiler.ir import Program as Program
 from qcompiler.numerics.encoding import Encoding as Encoding
 from qcompiler.numerics.types import QuantType as QuantType
+from qcompiler.quantized_model import QuantizedModel as QuantizedModel
 from qcompiler.recipe import Recipe as Recipe
 from qcompiler.recipe import Rule as Rule
+from qcompiler.stages import Calibrated as Calibrated
+from qcompiler.stages import Quantized as Quantized
+from qcompiler.stages import Traced as Traced
 from qcompiler.target import Target as Target

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from qcompiler.backends.lax_int.values import Int, Known
+from qcompiler.backends.lax_int.values import Int
 from qcompiler.errors import QuantizationError
 from qcompiler.ir import _compat, identity
 from qcompiler.numerics.types import QuantType
@@ -69,8 +69,3 @@ def _pointwise(eqn: _compat.JaxprEqn, values: list[Any], shape: tuple[int, ...])
     if eqn.primitive.name in ("broadcast_in_dim", "reshape"):
         raise QuantizationError(f"{identity.describe(eqn)} changes the shape inside a table region")
     return _compat.bind(eqn, spread)[0]
-
-
-def is_known(value: Any) -> bool:
-    """Whether an operand is known now."""
-    return isinstance(value, Known)

@@ -6,7 +6,6 @@ real = (q - zero_point) * scale
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -106,8 +105,3 @@ def scale_and_zero_point(low: Any, high: Any, qtype: QuantType) -> tuple[np.ndar
         return scale, np.zeros(scale.shape, np.int32)
     zero = np.clip(np.rint(qtype.qmin - low / scale.astype(np.float64)), qtype.qmin, qtype.qmax)
     return scale, zero.astype(np.int32)
-
-
-def bits_for(count: int) -> int:
-    """The number of bits that index `count` things."""
-    return max(1, math.ceil(math.log2(max(2, count))))

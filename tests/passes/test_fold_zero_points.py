@@ -193,5 +193,5 @@ def test_a_bias_that_leaves_int32_with_its_zero_points(passes):
 
     x = jax.ShapeDtypeStruct((4, 6), np.float32)
     program = build(make, {}, [x], Signature(jax.tree.structure(((0,), {})), jax.tree.structure([0]), ("x",)))
-    with pytest.raises(OverflowProofError, match=r"far/dot_general#0.*zero points folded in does not fit int32"):
+    with pytest.raises(OverflowProofError, match=r"far/dot_general#0.*zero points folded in, does not fit int32"):
         fold_zero_points(program)

@@ -1,0 +1,219 @@
+"""The stages of a compilation, as those of `jax.jit(f).trace(...).lower().compile()`: each prints, and can be kept.
+
+Traced -- calibrate --> Calibrated -- quantize --> Quantized -- compile --> QuantizedModel
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from qcompiler import pipeline
+from qcompiler import recipe as recipes
+from qcompiler.backends import lax_int
+from qcompiler.calls import batches_of, call, check_choice, check_data, flatten, retrace
+from qcompiler.debug import census, progress, report
+from qcompiler.debug.dumps import Dumper
+from qcompiler.errors import CalibrationError, IslandError, RecipeError, VerificationError
+from qcompiler.flax_adapter import Source
+from qcompiler.ir import Program, tracing
+from qcompiler.passes import assign_precision, observe
+from qcompiler.passes.observe import observed_ids
+from qcompiler.quantized_model import QuantizedModel
+
+
+def start(
+    source: Source,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    recipe: recipes.Recipe,
+    verify: str,
+    dumper: Dumper,
+) -> Traced:
+    """The first stage: the model captured for inputs like `args` and `kwargs`."""
+    manager = pipeline.PassManager(verify, dumper=dumper)
+    begin = time.perf_counter()
+    program = _with_bytes(source.trace(args, kwargs))
+    return Traced(source, recipe, manager, program, time.perf_counter() - begin)
+
+
+def _with_bytes(program: Program) -> Program:
+    return program.note("float_weight_bytes", report.weight_bytes(program.weights.values()))
+
+
+def _branched(manager: pipeline.PassManager) -> pipeline.PassManager:
+    """A manager that goes on from here, so that a stage can be left in several ways, each with its own report."""
+    branch = copy.copy(manager)
+    branch.records = list(manager.records)
+    return branch
+
+
+class _Stage:
+    """What every stage shows: the program so far and the report so far."""
+
+    program: Program
+    _manager: pipeline.PassManager
+
+    @property
+    def report(self) -> report.Report:
+        """Numbers so far; see `debug.report.Report`."""
+        return report_of(self.program, self._manager)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.program!r}>"
+
+    def __str__(self) -> str:
+        return self.program.text()
+
+
+def report_of(program: Program, manager: pipeline.PassManager) -> report.Report:
+    """What is known of a program at its stage."""
+    integer_ops, float_ops = report.count_ops(program)
+    islands = report.islands_of(program)
+    folder = manager.dumper.folder
+    return report.Report(
+        islands=islands,
+        integer_mac_share=1.0 - sum(i.mac_share for i in islands),
+        qdq_pairs_before=program.notes.get("pairs_before", 0),
+        qdq_pairs_after=program.notes.get("pairs_after", 0),
+        integer_ops=integer_ops,
+        float_ops=float_ops,
+        weight_bytes=report.weight_bytes(program.weights.values()),
+        float_weight_bytes=program.notes.get("float_weight_bytes", 0),
+        sqnr_db=manager.sqnr,
+        passes=tuple(manager.records),
+        dump=str(folder) if folder is not None else None,
+    )
+
+
+class Traced(_Stage):
+    """A captured model, in float."""
+
+    def __init__(
+        self, source: Source, recipe: recipes.Recipe, manager: pipeline.PassManager, program: Program, seconds: float
+    ) -> None:
+        self._source, self._recipe, self._manager = source, recipe, manager
+        self.program = program
+        self._seconds = seconds
+
+    def calibrate(self, batches: Iterable[Any]) -> Calibrated:
+        """Runs the float passes and observes the model on calibration batches; see `quantize`.
+
+        Raises:
+          CalibrationError: no batches, NaN or infinity, or another structure, rank or dtype than was traced.
+        """
+        items = batches_of(batches, self._source)
+        first = next(items, None)
+        if first is None:
+            raise CalibrationError("there are no calibration batches: the iterable is empty (or was read before)")
+        return self._calibrate(first, items)
+
+    def _calibrate(self, first: call, rest: Iterable[call]) -> Calibrated:
+        flat = flatten(first, self.program, "calibration batch 0")
+        if any(a.shape != b.shape for a, b in zip(map(tracing.abstract, flat), self.program.input_avals, strict=True)):
+            program = _with_bytes(retrace(self._source, first, CalibrationError, "calibration batch 0"))
+            return Traced(self._source, self._recipe, self._manager, program, self._seconds)._calibrate(first, rest)
+        check_data(flat, self.program, 0)
+        manager = _branched(self._manager)
+        manager.probe = flat
+        program = manager.start(self.program, self._seconds)
+        observed = pipeline.float_passes(manager, program, self._recipe)
+        input_types = assign_precision.input_types(observed, self._recipe)
+        collector = observe.Collector(observed, input_types, self._recipe.estimator_for)
+        readers: dict[Any, Any] = {}
+        start = time.perf_counter()
+        with progress.bar("calibrate") as tick:
+            for number, item in enumerate(_chain(first, rest)):
+                flat = flatten(item, self.program, f"calibration batch {number}")
+                check_data(flat, self.program, number)
+                key = tuple(np.shape(x) for x in flat)
+                if key not in readers:
+                    shapes = tuple(a.shape for a in observed.input_avals)
+                    same = observed if key == shapes else self._specialize(item, number)
+                    if observed_ids(same) != observed_ids(observed):
+                        raise CalibrationError(
+                            f"calibration batch {number} traces to other operations than batch 0: {key}, {shapes}"
+                        )
+                    readers[key] = observe.reader(same, results=True)
+                collector.add(readers[key], flat)
+                tick(number + 1)
+        calibrated = observed.replace(stats=collector.stats)
+        manager.records.append(report.PassRecord("calibrate", time.perf_counter() - start, f"{number + 1} batches"))
+        return Calibrated(self._source, self._recipe, manager, calibrated)
+
+    def _specialize(self, item: call, number: int) -> Program:
+        """The observed program at another batch size."""
+        program = retrace(self._source, item, CalibrationError, f"calibration batch {number}")
+        return pipeline.float_passes(pipeline.PassManager("types"), program, self._recipe)
+
+
+def _chain(first: call, rest: Iterable[call]) -> Iterable[call]:
+    yield first
+    yield from rest
+
+
+class Calibrated(_Stage):
+    """A model whose ranges are known."""
+
+    def __init__(self, source: Source, recipe: recipes.Recipe, manager: pipeline.PassManager, program: Program) -> None:
+        self._source, self._recipe, self._manager = source, recipe, manager
+        self.program = program
+
+    def quantize(self, recipe: recipes.Recipe | str | None = None, *, strict: bool = False) -> Quantized:
+        """Assigns types, inserts QDQ pairs, and fuses them away.
+
+        Args:
+          recipe: in place of the one given to `trace`; it must agree with it on equalization, which came before.
+          strict: refuse a model of which anything stays float.
+
+        Raises:
+          IslandError: strict, and there are islands.
+        """
+        chosen = self._recipe if recipe is None else recipes.named(recipe)
+        if chosen.equalizes != self._recipe.equalizes:
+            raise RecipeError("equalization comes before calibration: pass this recipe to qc.trace instead")
+        if strict:
+            _refuse_islands(self.program)
+        manager = _branched(self._manager)
+        programs = pipeline.integer_passes(manager, self.program, chosen)
+        if strict:
+            _refuse_islands(programs["fold_zero_points"])
+        return Quantized(self._source, chosen, manager, self.program, programs)
+
+
+def _refuse_islands(program: Program) -> None:
+    islands = report.islands_of(program)
+    if islands:
+        lines = [f"  {i.primitive} in {i.module_path or '<top level>'} at {i.source}: {i.reason}" for i in islands]
+        listed = "\n".join(lines)
+        raise IslandError(f"strict mode: {len(islands)} operations would stay float:\n{listed}")
+
+
+class Quantized(_Stage):
+    """A model in integers, not lowered yet. `program` is the one after the last pass, `programs` those on the way."""
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: recipes.Recipe,
+        manager: pipeline.PassManager,
+        calibrated: Program,
+        programs: dict[str, Program],
+    ) -> None:
+        self._source, self._recipe, self._manager, self._calibrated = source, recipe, manager, calibrated
+        self.programs = programs
+        self.program = programs["fold_zero_points"]
+
+    def compile(self, io: str = "float", weights: str | None = None) -> QuantizedModel:
+        """Lowers to `jax.lax` integers; see `quantize` for the arguments."""
+        check_choice("io", io, ("float", "int"))
+        check_choice("weights", weights, (None, "constant", "argument"))
+        manager = _branched(self._manager)
+        lowered = manager.run("lower", self.program, lambda p: lax_int.lower(p, io))
+        if io == "int" and not lowered.notes["islands"] and (found := census.float_avals(lowered)):
+            raise VerificationError(f"the integer program holds {len(found)} float values, such as {found[0].aval}")
+        return QuantizedModel(self, lowered, io, weights, report_of(lowered, manager))
