@@ -124,9 +124,9 @@ class JitFunction:
         return self.model(*inputs, **kwargs)
 
     def _check_weights(self, weights: Any) -> None:
-        given, tree = jax.tree_util.tree_flatten(weights)
-        known, known_tree = jax.tree_util.tree_flatten(self._calibrated_weights)
-        if tree != known_tree:
+        given, known = (jax.tree_util.tree_leaves(w) for w in (weights, self._calibrated_weights))
+        structures: list[Any] = [jax.tree_util.tree_structure(w) for w in (weights, self._calibrated_weights)]
+        if structures[0] != structures[1]:
             raise SignatureError("the weights have another structure than those that were calibrated")
         for path, a, b in zip(jax.tree_util.tree_leaves_with_path(weights), given, known, strict=True):
             if a is b:

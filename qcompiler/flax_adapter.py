@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import inspect
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -199,7 +200,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _nnx_source(model: nnx.Module, method: Any, apply_kwargs: dict[str, Any]) -> Source:
-    graphdef, state, rng_state = nnx.split(model, nnx.Not(nnx.RngState), ...)
+    parts: Any = nnx.split(model, nnx.Not(nnx.RngState), ...)
+    graphdef, state, rng_state = parts
     rng_values = nnx.to_pure_dict(rng_state)
     call = _method(type(model), method) if isinstance(method, str) else method or type(model).__call__
 
@@ -299,7 +301,7 @@ def _module_scope(path: str) -> Iterator[None]:
 
 
 def _caller_line() -> str:
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(2)
     while frame is not None:
         if not identity.is_internal_file(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"

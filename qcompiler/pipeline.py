@@ -74,8 +74,8 @@ class PassManager:
             raise RecipeError(f"unknown verify={verify!r}; known: {', '.join(VERIFY)}")
         self.verify, self.probe, self.dumper = verify, probe, dumper or Dumper(None)
         self.records: list[PassRecord] = []
-        self.reference: list[np.ndarray] | None = None
-        self._before: list[np.ndarray] | None = None
+        self.reference: list[np.ndarray] = []
+        self._before: list[np.ndarray] = []
         self.sqnr: float | None = None
 
     def start(self, program: Program, seconds: float) -> Program:
@@ -129,7 +129,7 @@ class PassManager:
             raise VerificationError(f"pass {name} made an ill-typed program: {error}") from error
         if after.notes.get("pairs_after"):
             raise VerificationError(f"pass {name} left {after.notes['pairs_after']} removable QDQ pairs")
-        if self.reference is None or name not in (*_KEEPS_DB, "insert_qdq"):
+        if self.probe is None or not self.reference or name not in (*_KEEPS_DB, "insert_qdq"):
             return {}
         outputs = _outputs(after, self.probe)
         for k, (out, was) in enumerate(zip(outputs, self._before, strict=True)):

@@ -174,11 +174,11 @@ def equal_arrays(a: Any, b: Any) -> bool:
 
 def _integer_function(program: Program, constant: bool) -> Callable[..., Any]:
     """The compiled flat function of a lowered program; its derivative is an error."""
-    weights = list(program.weights.values())
+    compiled: Callable[..., Any]
     if constant:
         compiled = jax.jit(lambda *flat: program(*flat))
     else:
-        held = [jax.device_put(w) for w in weights]
+        held = [jax.device_put(w) for w in program.weights.values()]
         inner = jax.jit(lambda w, *flat: program.replace(weights=dict(zip(program.weights, w, strict=True)))(*flat))
         compiled = lambda *flat: inner(held, *flat)
 

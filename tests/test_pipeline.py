@@ -169,7 +169,7 @@ def test_types_only_and_off(tmp_path):
     changed = _scaled(np.float32(2))
     for verify in ("types", "off"):
         manager = _manager(tmp_path, verify)
-        assert manager.reference is None
+        assert manager.reference == []
         manager.run("simplify", _program(), changed)
 
 
