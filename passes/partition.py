@@ -245,8 +245,10 @@ class _Planner:
         return source
 
     def is_plain(self, members: list[Any]) -> bool:
-        """Whether a linear region computes them, so that no table is needed."""
-        return all(self.is_clamp(e) or self.affine(e) is not None or self.is_identity(e) for e in members)
+        """Whether linear regions compute them, more finely than the index of a table resolves."""
+        return all(
+            self.is_clamp(e) or self.is_join(e) or self.affine(e) is not None or self.is_identity(e) for e in members
+        )
 
     # Linear regions
 

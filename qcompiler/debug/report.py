@@ -76,7 +76,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"integer only         {'yes' if self.integer_only else f'no, {len(self.islands)} islands'}",
+            f"integer only         {'yes' if self.integer_only else 'no'}",
+            f"islands              {len(self.islands)}",
             f"multiply-adds        {self.integer_mac_share:.1%} in integers",
             f"QDQ pairs            {self.qdq_pairs_before} per op before, {self.qdq_pairs_after} left",
             f"ops                  {self.integer_ops} integer, {self.float_ops} float",

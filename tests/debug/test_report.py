@@ -38,7 +38,8 @@ def test_the_table():
     assert not full.integer_only
     text = str(full)
     for part in (
-        "no, 2 islands",
+        "integer only         no",
+        "islands              2",
         "75.0% in integers",
         "9 per op before, 0 left",
         "5,678 bytes before, 1,234 after",

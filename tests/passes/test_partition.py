@@ -205,7 +205,6 @@ def test_a_product_read_by_another_product_is_a_boundary():
         jax.nn.softplus,
         jax.nn.elu,
         jax.nn.mish,
-        lambda x: x + x,
         lambda x: x**3 - 2.0 / (1.0 + x * x),
         lambda x: jnp.where(x > 0.3, jnp.exp(-x), x - 1.0),
         lambda x: jnp.where(jnp.isnan(x) | (x > 1.0), 0.0, x),
@@ -217,6 +216,11 @@ def test_a_function_of_one_value_is_one_table(fun, behind):
     assert not _islands(program)
     assert _kinds(program) == (["dot"] if behind else []) + ["table"]
     assert _regions(program)[-1].params["roles"] == ("index",)
+
+
+def test_a_sum_of_one_value_with_itself_is_finer_than_a_table():
+    assert _kinds(_partition(lambda p, x: x + x, X)) == ["linear"]
+    assert _kinds(_partition(lambda p, x: 2.0 * x - jax.nn.relu(x), X)) == ["linear", "linear"]
 
 
 @pytest.mark.parametrize(
