@@ -13,7 +13,7 @@ from typing import Any
 
 from qcompiler import ops
 from qcompiler.errors import RecipeError
-from qcompiler.ir import _compat, classes, identity
+from qcompiler.ir import _compat, classes, contraction, identity
 from qcompiler.ir.classes import multiply_adds
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
@@ -55,7 +55,7 @@ def assign_precision(program: Program, recipe: Any) -> Program:
         if position is not None and recipe.per_channel:
             anchor = _regions.anchor_of(eqn)
             k = _regions.operand_index(eqn, anchor.invars[position])
-            chosen[k] = dataclasses.replace(weight, axis=_regions.channel_dims(anchor, position))
+            chosen[k] = dataclasses.replace(weight, axis=contraction.channel_dims(anchor, position))
         types[region] = chosen
     constants = Constants(program)
     outputs = [

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler.ir import _compat, classes
+from qcompiler.ir import _compat, classes, contraction
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program, rewrite
-from qcompiler.passes import _affine
 
 _SWEEPS = 20
 _SETTLED = 1e-3
@@ -92,7 +91,7 @@ def _pair_behind(program: Program, constants: Constants, eqn: _compat.JaxprEqn) 
     if first is None:
         return None
     position, name = first
-    dims = _affine.weight_dims(eqn, position)
+    dims = contraction.weight_dims(eqn, position)
     biases: list[tuple[str, int]] = []
     var = eqn.outvars[0]
     while program.use_count(var) == 1 and program.users.get(var):

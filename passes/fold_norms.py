@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from qcompiler.errors import QuantizationError
-from qcompiler.ir import _compat, classes, identity
+from qcompiler.ir import _compat, classes, contraction, identity
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, rewrite
 from qcompiler.passes import _affine
@@ -45,7 +45,7 @@ def fold_norms(program: Program) -> Program:
         if id(eqn) in anchors:
             chain = anchors[id(eqn)]
             held = constants.value(eqn.invars[chain.weight])
-            factor = _affine.on_weight(chain.factor, eqn, chain.weight)
+            factor = contraction.on_weight(chain.factor, eqn, chain.weight)
             folded = (held.astype(np.float64) * factor).astype(held.dtype)
             if not np.isfinite(folded.astype(np.float32)).all():
                 raise QuantizationError(f"folding the norm behind {identity.describe(eqn)} overflows its weights")
@@ -82,7 +82,10 @@ def _chain_behind(program: Program, constants: Constants, anchor: _compat.JaxprE
         if step is None:
             break
         _, a, b = step
-        if _affine.on_weight(a, anchor, chain.weight) is None or _affine.on_weight(b, anchor, chain.weight) is None:
+        if (
+            contraction.on_weight(a, anchor, chain.weight) is None
+            or contraction.on_weight(b, anchor, chain.weight) is None
+        ):
             break
         chain.factor, chain.shift = chain.factor * a, chain.shift * a + b
         chain.links.append(eqn)

@@ -20,7 +20,7 @@ from jax import lax
 
 from qcompiler import ops
 from qcompiler.errors import OverflowProofError
-from qcompiler.ir import _compat, identity, replay
+from qcompiler.ir import _compat, contraction, identity, replay
 from qcompiler.ir.program import Builder, Program, rewrite
 from qcompiler.passes import _regions
 
@@ -90,7 +90,7 @@ def _fold_of(eqn: _compat.JaxprEqn, known: Any) -> _Fold | None:
     for k, held in enumerate(weights):
         if held is not None and numbers[1 - k]:
             constant = constant - numbers[1 - k] * _sum_over_depth(held, anchor, k)
-    constant = constant + numbers[0] * numbers[1] * _depth(anchor)
+    constant = constant + numbers[0] * numbers[1] * contraction.depth(anchor)
     bias = _bias_add(body, anchor)
     if bias is not None:
         held = value_of[bias[0].invars[bias[1]]]
@@ -104,18 +104,9 @@ def _fold_of(eqn: _compat.JaxprEqn, known: Any) -> _Fold | None:
 
 def _sum_over_depth(held: np.ndarray, anchor: _compat.JaxprEqn, k: int) -> np.ndarray:
     """Sums of a constant operand over what the product contracts, laid out against the result; int64."""
-    keep = _regions.channel_dims(anchor, k)
+    keep = contraction.channel_dims(anchor, k)
     rest = tuple(d for d in range(held.ndim) if d not in keep)
-    return _regions.on_result(held.astype(np.int64).sum(axis=rest, keepdims=True), anchor, k)
-
-
-def _depth(anchor: _compat.JaxprEqn) -> int:
-    """Number of products behind one element of the result."""
-    if anchor.primitive.name == "dot_general":
-        (contract, _), _ = anchor.params["dimension_numbers"]
-        return int(np.prod([anchor.invars[0].aval.shape[d] for d in contract]))
-    kernel = anchor.invars[1].aval.shape
-    return int(np.prod(kernel)) // kernel[anchor.params["dimension_numbers"].rhs_spec[0]]
+    return contraction.on_result(held.astype(np.int64).sum(axis=rest, keepdims=True), anchor, k)
 
 
 def _bias_add(body: Any, anchor: _compat.JaxprEqn) -> tuple[_compat.JaxprEqn, int] | None:
@@ -180,8 +171,8 @@ def _product(anchor: _compat.JaxprEqn, codes: list[Any], zeros: list[Any], summe
             codes = [_pad_with(codes[0], zeros[0], anchor), codes[1]]
             none = tuple((0, 0) for _ in anchor.params["padding"])
             changes = {"padding": none, "lhs_dilation": tuple(1 for _ in none)}
-        return _regions.integer_product(anchor, *codes, **changes)
-    acc = _regions.integer_product(anchor, *codes)
+        return contraction.integer_product(anchor.primitive.name, {**anchor.params, **changes}, *codes)
+    acc = contraction.integer_product(anchor.primitive.name, anchor.params, *codes)
     for k, zero in enumerate(zeros):
         if zero is not None and summed[1 - k]:
             acc = acc - zero * _row_sums(anchor, codes[1 - k], 1 - k)

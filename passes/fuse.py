@@ -21,7 +21,7 @@ from jax import lax
 
 from qcompiler import ops
 from qcompiler.errors import VerificationError
-from qcompiler.ir import _compat, classes, replay
+from qcompiler.ir import _compat, classes, contraction, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
 from qcompiler.numerics import fixed_point
@@ -188,7 +188,7 @@ def _body_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Se
     if not coded:
         return _in_float32(eqn, values)
     if name in classes.PRODUCT and len(coded) == 2:
-        return [_exact(_regions.integer_product(eqn, *(v.shifted() for v in values)), accumulator)]
+        return [_exact(contraction.integer_product(name, params, *(v.shifted() for v in values)), accumulator)]
     if name == "reduce_sum":
         return [_exact(jnp.sum(values[0].shifted(), axis=params["axes"], dtype=jnp.int32), accumulator)]
     if name == "add" and len(coded) == 2 and all(v.type == BIAS for v in coded):

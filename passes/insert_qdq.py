@@ -16,12 +16,12 @@ import numpy as np
 
 from qcompiler import ops
 from qcompiler.errors import CalibrationError, OverflowProofError, QuantizationError
-from qcompiler.ir import _compat, classes, identity, replay
+from qcompiler.ir import _compat, classes, contraction, identity, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
 from qcompiler.numerics import fixed_point, types
 from qcompiler.numerics.types import QuantType
-from qcompiler.passes import _affine, _regions
+from qcompiler.passes import _regions
 
 
 def insert_qdq(program: Program, estimator_for: Callable[[QuantType], Any]) -> Program:
@@ -212,7 +212,7 @@ class _Inserter:
         if scales[k].ndim == 0:
             return
         codes = fixed_point.quantize_bias(self.constants.value(bias), _regions.accumulator_scale(eqn, scales))
-        over = _affine.on_weight(np.abs(codes) / 2.0**30, anchor, position)
+        over = contraction.on_weight(np.abs(codes) / 2.0**30, anchor, position)
         raised = np.minimum(scales[k] * np.maximum(over, 1.0), scales[k].max())
         scales[k] = np.where(over > 1.0, raised, scales[k]).astype(np.float32)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler import ops
-from qcompiler.ir import _compat, classes, identity, replay
+from qcompiler.ir import _compat, classes, contraction, identity, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, rewrite
 from qcompiler.passes import _affine
@@ -335,7 +335,7 @@ class _Planner:
         eqn, position = uses[0]
         other = eqn.invars[1 - position]
         if other in self.constants and not isinstance(other, _compat.Literal):
-            if _affine.on_weight(np.zeros(other.aval.shape, np.int8), anchor, weights[0]) is not None:
+            if contraction.on_weight(np.zeros(other.aval.shape, np.int8), anchor, weights[0]) is not None:
                 roles[id(eqn), 1 - position] = "bias"
 
     # Common

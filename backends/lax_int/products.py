@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from qcompiler.ir import contraction
+
 #: A conv with no more input and output channels than this leaves the kernel library.
 FEW_CHANNELS = 16
 
@@ -71,7 +73,7 @@ def conv(image: Any, kernel: Any, params: dict[str, Any]) -> Any:
     numbers = params["dimension_numbers"]
     spatial = len(numbers.lhs_spec) - 2
     if image.dtype != jnp.int8 or params["batch_group_count"] != 1 or spatial > 2 or spatial == 0:
-        return _plain(image, kernel, params, numbers)
+        return contraction.integer_product("conv_general_dilated", params, image, kernel)
     # To NHWC, HWIO; a 1-D conv gets a height of one.
     image = lax.transpose(image, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
     kernel = lax.transpose(kernel, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
@@ -146,18 +148,3 @@ def _patches(image: Any, window: tuple[int, int], strides: Any, spread: Any) -> 
                 lax.slice(image, (0, top, left, 0), (image.shape[0], bottom, right, image.shape[3]), (1, *strides, 1))
             )
     return lax.concatenate(parts, 3) if len(parts) > 1 else parts[0]
-
-
-def _plain(image: Any, kernel: Any, params: dict[str, Any], numbers: Any) -> Any:
-    return lax.conv_general_dilated(
-        image,
-        kernel,
-        window_strides=params["window_strides"],
-        padding=params["padding"],
-        lhs_dilation=params["lhs_dilation"],
-        rhs_dilation=params["rhs_dilation"],
-        dimension_numbers=numbers,
-        feature_group_count=params["feature_group_count"],
-        batch_group_count=params["batch_group_count"],
-        preferred_element_type=jnp.int32,
-    )

@@ -14,7 +14,7 @@ from jax import lax
 from qcompiler.backends.lax_int import bounds, products
 from qcompiler.backends.lax_int.values import Int, Known, Real, Term
 from qcompiler.errors import OverflowProofError, QuantizationError
-from qcompiler.ir import _compat, classes, identity
+from qcompiler.ir import _compat, classes, contraction, identity
 from qcompiler.numerics import fixed_point
 from qcompiler.numerics.types import QuantType
 
@@ -137,43 +137,14 @@ def _product(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
     x = products.through_int8(multiply, [traced(v) for v in values], intervals)
     held = next((k for k, v in enumerate(values) if isinstance(v, Known)), None)
     if held is None:
-        depth = _depth(eqn)
+        depth = contraction.depth(eqn)
         corners = [a * b for a in intervals[0] for b in intervals[1]]
         low, high = np.int64(min(corners)) * depth, np.int64(max(corners)) * depth
         return Int(x, *bounds.prove(eqn, low, high, context.region))
     weight = np.asarray(values[held].value)
-    keep = _weight_dims(eqn, held)
-    rest = [d for d in range(weight.ndim) if d not in keep.values()]
-    low, high = bounds.of_contraction(intervals[1 - held], weight, rest)
-    rank = eqn.outvars[0].aval.ndim
-    laid = [_lay_out(b, keep, rank) for b in (low, high)]
-    return Int(x, *bounds.prove(eqn, *laid, context.region))
-
-
-def _depth(eqn: _compat.JaxprEqn) -> int:
-    kernel = eqn.invars[1].aval.shape
-    if eqn.primitive.name == "conv_general_dilated":
-        return int(np.prod(kernel)) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-    (contract, _), _ = eqn.params["dimension_numbers"]
-    return int(np.prod([eqn.invars[0].aval.shape[d] for d in contract]))
-
-
-def _weight_dims(eqn: _compat.JaxprEqn, weight: int) -> dict[int, int]:
-    """Dimension of the result -> dimension of the known operand behind it, batch dimensions left out."""
-    if eqn.primitive.name == "conv_general_dilated":
-        numbers = eqn.params["dimension_numbers"]
-        return {numbers.out_spec[1]: numbers.rhs_spec[0]}
-    contract, batch = (dims[weight] for dims in eqn.params["dimension_numbers"])
-    free = [d for d in range(eqn.invars[weight].aval.ndim) if d not in contract and d not in batch]
-    start = len(batch) if weight == 0 else eqn.outvars[0].aval.ndim - len(free)
-    return {k: d for k, d in enumerate(batch)} | {start + k: d for k, d in enumerate(free)}
-
-
-def _lay_out(array: np.ndarray, dims: dict[int, int], rank: int) -> np.ndarray:
-    order = [dims[k] for k in sorted(dims)]
-    rest = [d for d in range(array.ndim) if d not in order]
-    shape = [array.shape[dims[k]] if k in dims else 1 for k in range(rank)]
-    return array.transpose(*rest, *order).reshape(shape)
+    rest = [d for d in range(weight.ndim) if d not in contraction.channel_dims(eqn, held)]
+    ends = bounds.of_contraction(intervals[1 - held], weight, rest)
+    return Int(x, *bounds.prove(eqn, *(contraction.on_result(b, eqn, held) for b in ends), context.region))
 
 
 @rule("reduce_sum")

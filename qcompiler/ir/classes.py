@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jax import dtypes
 
-from qcompiler.ir import _compat
+from qcompiler.ir import _compat, contraction
 
 #: Result element i depends on element i of the operands only (operands of size one broadcast).
 ELEMENTWISE = frozenset(
@@ -45,14 +45,8 @@ def is_float(atom: Any) -> bool:
 
 def multiply_adds(eqn: Any) -> int:
     """Multiply-adds of a dot or conv, and of those in an equation's bodies: each step of a scan, the largest branch."""
-    if eqn.primitive.name == "dot_general":
-        (contract, _), _ = eqn.params["dimension_numbers"]
-        depth = int(np.prod([eqn.invars[0].aval.shape[d] for d in contract]))
-        return depth * int(np.prod(eqn.outvars[0].aval.shape))
-    if eqn.primitive.name == "conv_general_dilated":
-        kernel = eqn.invars[1].aval.shape
-        out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-        return int(np.prod(eqn.outvars[0].aval.shape)) * int(np.prod(kernel)) // out_features
+    if eqn.primitive.name in PRODUCT:
+        return contraction.depth(eqn) * int(np.prod(eqn.outvars[0].aval.shape))
     bodies = [sum(map(multiply_adds, _compat.open_jaxpr(sub).eqns)) for sub in _compat.sub_jaxprs(eqn)]
     whole = max if eqn.primitive.name == "cond" else sum
     return eqn.params.get("length", 1) * whole(bodies or [0])
