@@ -1,6 +1,5 @@
 """A small training loop for classifiers: AdamW on a one-cycle schedule, cross-entropy, one jitted step."""
 
-import sys
 from collections.abc import Callable
 
 import jax
@@ -9,29 +8,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-
-class ProgressBar:
-    """One line on a terminal's stderr, redrawn in place; silent when stderr is a file or a pipe."""
-
-    def __init__(self, label: str, total: int):
-        self._label, self._total = label, total
-        self._drawn = False
-        self._enabled = sys.stderr.isatty()
-
-    def update(self, done: int, note: str = "") -> None:
-        if not self._enabled:
-            return
-        filled = 24 * done // max(self._total, 1)
-        bar = "#" * filled + "." * (24 - filled)
-        sys.stderr.write(f"\r\x1b[K{self._label} [{bar}] {done}/{self._total} {note}")
-        sys.stderr.flush()
-        self._drawn = True
-
-    def close(self) -> None:
-        if self._drawn:
-            sys.stderr.write("\n")
-            sys.stderr.flush()
-            self._drawn = False
+from qcompiler.debug.progress import ProgressBar
 
 
 def train(

@@ -21,7 +21,8 @@ from qcompiler.errors import CalibrationError
 from qcompiler.ir import _compat, classes, identity, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
-from qcompiler.numerics import fixed_point, types
+from qcompiler.numerics import types
+from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.ranges import Histogram
 from qcompiler.numerics.types import QuantType
 
@@ -145,10 +146,10 @@ class Collector:
         x, qtype = np.asarray(x), self._input_types[key]
         if not x.size:
             return x
-        low, high = self._estimator_for(qtype).estimate(self.stats[key], qtype.qmin, qtype.qmax, qtype.symmetric)
-        scale, zero = types.scale_and_zero_point(low, high, qtype)
-        codes = fixed_point.quantize_number(x, scale, zero, qtype)
-        return ((codes - zero).astype(np.float32) * scale).astype(x.dtype)
+        stats = self._histograms[key].stats
+        low, high = self._estimator_for(qtype).estimate(stats, qtype.qmin, qtype.qmax, qtype.symmetric)
+        encoding = Encoding(qtype, *types.scale_and_zero_point(low, high, qtype))
+        return encoding.dequantize(encoding.quantize(x)).astype(x.dtype)
 
     def _update(self, key: str, array: Any) -> None:
         array = np.asarray(array).astype(np.float32, copy=False)

@@ -237,6 +237,11 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
     return f"{len(before.eqns)} -> {len(after.eqns)} equations"
 
 
+def retracing_manager() -> PassManager:
+    """For a model traced once more at other shapes: types are checked, but its dumps stand already."""
+    return PassManager("types", dumper=Dumper(environment=False))
+
+
 def float_passes(manager: PassManager, program: Program, recipe: Recipe) -> Program:
     """From the traced program to one with observers."""
     for name in FLOAT_PASSES:

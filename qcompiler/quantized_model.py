@@ -127,7 +127,7 @@ class QuantizedModel:
         if self._io == "int":
             args, kwargs = self._float_avals(args, kwargs)
         abstract = jax.tree_util.tree_map(tracing.abstract, (args, kwargs))
-        manager = pipeline.PassManager("types")
+        manager = pipeline.retracing_manager()
         retraced = retrace(quantized._source, call(*abstract[0], **abstract[1]), SignatureError, "this call")
         program = pipeline.float_passes(manager, retraced, quantized._recipe)
         if observed_ids(program) != observed_ids(quantized._calibrated):

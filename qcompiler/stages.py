@@ -5,6 +5,7 @@ Traced -- calibrate --> Calibrated -- quantize --> Quantized -- compile --> Quan
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Iterable, Mapping
@@ -16,8 +17,9 @@ from qcompiler import pipeline
 from qcompiler import recipe as recipes
 from qcompiler.backends import lax_int
 from qcompiler.calls import batches_of, call, check_choice, check_data, flatten, retrace
-from qcompiler.debug import census, progress, report
+from qcompiler.debug import census, report
 from qcompiler.debug.dumps import Dumper
+from qcompiler.debug.progress import ProgressBar
 from qcompiler.errors import CalibrationError, IslandError, RecipeError, VerificationError
 from qcompiler.flax_adapter import Source
 from qcompiler.ir import Program, tracing
@@ -126,7 +128,7 @@ class Traced(_Stage):
         collector = observe.Collector(observed, input_types, self._recipe.estimator_for)
         readers: dict[Any, Any] = {}
         start = time.perf_counter()
-        with progress.bar("calibrate") as tick:
+        with contextlib.closing(ProgressBar("calibrate")) as bar:
             for number, item in enumerate(_chain(first, rest)):
                 flat = flatten(item, self.program, f"calibration batch {number}")
                 check_data(flat, self.program, number)
@@ -140,7 +142,7 @@ class Traced(_Stage):
                         )
                     readers[key] = observe.reader(same, results=True)
                 collector.add(readers[key], flat)
-                tick(number + 1)
+                bar.update(number + 1)
         calibrated = observed.replace(stats=collector.stats)
         manager.records.append(report.PassRecord("calibrate", time.perf_counter() - start, f"{number + 1} batches"))
         return Calibrated(self._source, self._recipe, manager, calibrated)
@@ -148,7 +150,7 @@ class Traced(_Stage):
     def _specialize(self, item: call, number: int) -> Program:
         """The observed program at another batch size."""
         program = retrace(self._source, item, CalibrationError, f"calibration batch {number}")
-        return pipeline.float_passes(pipeline.PassManager("types"), program, self._recipe)
+        return pipeline.float_passes(pipeline.retracing_manager(), program, self._recipe)
 
 
 def _chain(first: call, rest: Iterable[call]) -> Iterable[call]:

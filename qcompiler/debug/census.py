@@ -1,4 +1,4 @@
-"""Counting what a program became: which dtypes and which fast paths XLA's own program holds."""
+"""Counting what a program became: which element types it and XLA's own program hold."""
 
 from __future__ import annotations
 

@@ -23,12 +23,14 @@ class Dumper:
 
     Args:
       folder: where to write; None: `QCOMPILER_DUMP_TO`, or nowhere.
+      environment: heed the environment's variables.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        folder = folder if folder is not None else os.environ.get("QCOMPILER_DUMP_TO") or None
+    def __init__(self, folder: str | os.PathLike[str] | None = None, *, environment: bool = True) -> None:
+        variables = os.environ if environment else {}
+        folder = folder if folder is not None else variables.get("QCOMPILER_DUMP_TO") or None
         self.folder = Path(folder) if folder is not None else None
-        self.print_after = frozenset(filter(None, os.environ.get("QCOMPILER_PRINT_AFTER", "").split(",")))
+        self.print_after = frozenset(filter(None, variables.get("QCOMPILER_PRINT_AFTER", "").split(",")))
         self._before: list[str] = []
         self._summary: list[dict[str, Any]] = []
         if self.folder is not None:

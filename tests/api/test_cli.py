@@ -67,6 +67,17 @@ def test_dump_to_a_folder(tmp_path):
     assert diff.startswith("--- before\n+++ partition\n") and "+  %1" in diff and "qc_region" in diff
 
 
+def test_another_batch_size_leaves_the_dumps_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("QCOMPILER_DUMP_TO", str(tmp_path))
+    x, params = normal(6, 8), {"w": normal(8, 4)}
+    qmodel = qc.quantize(lambda p, x: x @ p["w"], [x, x[:3]], params=params)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    qmodel(x[:2])
+    qmodel.simulate(x[:2])
+    assert "00-trace.txt" in before and "00-simplify.txt" not in before
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_dump_by_environment_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("QCOMPILER_DUMP_TO", str(tmp_path / "by_env"))
     qmodel = qc.quantize(mlp, [X], params=PARAMS)
