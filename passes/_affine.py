@@ -10,10 +10,12 @@ from qcompiler.ir import _compat
 from qcompiler.ir.constants import Constants
 
 
-def affine_of(eqn: _compat.JaxprEqn, constants: Constants) -> tuple[Any, np.ndarray, np.ndarray] | None:
+def affine_of(
+    eqn: _compat.JaxprEqn, constants: Constants, spreads: bool = False
+) -> tuple[Any, np.ndarray, np.ndarray] | None:
     """(x, a, b) such that the equation's result is a * x + b, in float64; None if it is nothing of the kind.
 
-    `a` and `b` broadcast against the result.
+    `a` and `b` broadcast against the result; x has its shape, or with `spreads` may be repeated along dimensions.
     """
     name = eqn.primitive.name
     one, zero = np.float64(1), np.float64(0)
@@ -25,7 +27,7 @@ def affine_of(eqn: _compat.JaxprEqn, constants: Constants) -> tuple[Any, np.ndar
     if (left in constants) == (right in constants):
         return None
     x, held = (right, left) if left in constants else (left, right)
-    if x.aval.shape != eqn.outvars[0].aval.shape or x.aval.dtype != eqn.outvars[0].aval.dtype:
+    if (x.aval.shape != eqn.outvars[0].aval.shape and not spreads) or x.aval.dtype != eqn.outvars[0].aval.dtype:
         return None
     value = np.asarray(constants.value(held)).astype(np.float64)
     if name == "add":

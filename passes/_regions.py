@@ -15,12 +15,23 @@ def is_region(eqn: _compat.JaxprEqn) -> bool:
     return eqn.primitive is ops.region_p
 
 
+#: What an operand of an anchor is to its region.
+ANCHORED = frozenset({"activation", "weight", "reduced", "factor"})
+
+
+#: Kinds whose result is elements of what they read, so that all of it is in one encoding.
+REARRANGING = frozenset({"view", "concat"})
+
+
 def anchor_of(eqn: _compat.JaxprEqn) -> _compat.JaxprEqn | None:
-    """The product or sum in the body of a region, or None."""
+    """The product or sum in the body of a region before `fuse`, or None."""
     body = _compat.open_jaxpr(eqn.params["body"])
-    if eqn.params["kind"] not in ("dot", "conv", "reduce"):
-        return None
-    return next((e for e in body.eqns if e.primitive.name in classes.ANCHOR), None)
+    anchored = {v for v, role in zip(body.invars, eqn.params["roles"], strict=True) if role in ANCHORED}
+    return next((e for e in body.eqns if e.invars and all(_is_in(v, anchored) for v in e.invars)), None)
+
+
+def _is_in(atom: Any, variables: set[Any]) -> bool:
+    return isinstance(atom, _compat.Var) and atom in variables
 
 
 def operand_index(eqn: _compat.JaxprEqn, atom: Any) -> int | None:

@@ -79,6 +79,7 @@ def _type_of(role: str, recipe: Any, activation: QuantType, weight: QuantType) -
         "bias": BIAS,
         "term": recipe.stream,
         "reduced": recipe.stream,
+        "factor": recipe.stream,
         "index": recipe.index,
     }
     return by_role.get(role)

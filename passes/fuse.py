@@ -97,47 +97,36 @@ class _Fuser:
             return Codes(ops.requantize(x.q, x.scale, x.zero_point, scale, zero, x.type, qtype), scale, zero, qtype)
         if eqn.invars[0] in self.constants:
             codes = fixed_point.quantize_number(*map(self.constants.value, eqn.invars), qtype).astype(qtype.dtype)
-            name = self.program.weight_of[eqn.invars[1]].removesuffix("/scale")
+            name, own = self.program.weight_of[eqn.invars[1]].removesuffix("/scale"), self.program.ids[eqn.invars[0]]
+            own = own.removeprefix("weight:")
+            # In an encoding of others, what is known is named after itself too.
+            name = name if name.startswith(own) else f"{own}@{name}"
             return Codes(builder.weight(name, codes), scale, zero, qtype)
         return Codes(ops.quantize(x, scale, zero, qtype), scale, zero, qtype)
 
-    def scale_of(self, var: Any) -> np.ndarray:
-        """The scale of the pair (or dequantize) behind a region's operand."""
+    def encoding_of(self, var: Any) -> list[Any]:
+        """The variables of scale and zero point of the pair (or dequantize) behind a region's operand."""
         made = self.program.producer[var]
         while made.primitive.name == "convert_element_type":
             made = self.program.producer[made.invars[0]]
-        return np.asarray(self.constants.value(made.invars[1]))
+        return made.invars[1:3]
 
     def region(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
         """Binds the region on integers; returns what stands for its float result."""
-        view = eqn.params["kind"] == "view"
-        readers = [] if view else [e for e, _ in self.program.users.get(eqn.outvars[0], [])]
+        if eqn.params["kind"] in _regions.REARRANGING:
+            return self.rearranged(eqn, values)
+        readers = [e for e, _ in self.program.users.get(eqn.outvars[0], []) if classes.is_float(eqn.outvars[0])]
         pairs: dict[Any, Any] = {}
         for reader in readers:
             if reader.primitive is not ops.fake_quantize_p:
                 raise VerificationError(f"the result of region {eqn.params['id']} is read by {reader.primitive.name}")
             pairs.setdefault(_Results.key(reader), reader)
-        operands: list[Any] = []
-        roles: list[str] = []
-
-        def operand(value: Any, role: str) -> int:
-            for k, known in enumerate(operands):
-                if known is value and roles[k] == role:
-                    return k
-            operands.append(value)
-            roles.append(role)
-            return len(operands) - 1
-
-        packed: list[Any] = []
-        for role, value in zip(eqn.params["roles"], values, strict=True):
-            if isinstance(value, Codes):
-                where = operand(value.q, role), operand(value.scale, "scale"), operand(value.zero_point, "zero_point")
-                packed.append((where, value.type))
-            else:
-                packed.append((operand(value, role), None))
+        packed = _Operands(eqn, values)
+        operand = packed.position
         at_scale = None
         if _regions.anchor_of(eqn) is not None:
-            held = {k: self.scale_of(v) for k, v in enumerate(eqn.invars) if isinstance(values[k], Codes)}
+            coded = {k: self.encoding_of(v)[0] for k, v in enumerate(eqn.invars) if isinstance(values[k], Codes)}
+            held = {k: np.asarray(self.constants.value(scale)) for k, scale in coded.items()}
             scale = _regions.accumulator_scale(eqn, held)
             at_scale = operand(builder.weight(f"{eqn.params['id']}:accumulator/scale", scale), "scale")
         weights = dict(zip(self.program.invars, self.program.weights, strict=False))
@@ -149,21 +138,68 @@ class _Fuser:
         rule = _table_rule if eqn.params["kind"] == "table" else _body_rule
 
         def body(*args: Any) -> list[Any]:
-            inner = [
-                Codes(*(args[i] for i in where), qtype) if qtype is not None else args[where] for where, qtype in packed
-            ]
             scale = args[at_scale] if at_scale is not None else None
-            (out,) = replay.evaluate(eqn.params["body"], inner, lambda e, xs: rule(e, xs, scale))
-            if view:
-                return [out.q]
+            (out,) = replay.evaluate(eqn.params["body"], packed.unpack(args), lambda e, xs: rule(e, xs, scale))
+            if not classes.is_float(eqn.outvars[0]):
+                return [out]
             real = out.real() if isinstance(out, Codes) else out
             return [ops.quantize(real, args[s], args[z], qtype) for s, z, qtype in ends]
 
-        results = ops.region(body, *operands, id=eqn.params["id"], kind=eqn.params["kind"], roles=tuple(roles))
-        if view:
-            source = values[0]
-            return Codes(results[0], source.scale, source.zero_point, source.type)
-        return _Results(dict(zip(pairs, results, strict=True)))
+        results = packed.bind(eqn, body)
+        return _Results(dict(zip(pairs, results, strict=True))) if classes.is_float(eqn.outvars[0]) else results[0]
+
+    def rearranged(self, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
+        """A view or concatenation of codes that are all in one encoding, which the result keeps."""
+        k = next(k for k, role in enumerate(eqn.params["roles"]) if role == "value")
+        source = values[k]
+        scale, zero = (np.asarray(self.constants.value(v)) for v in self.encoding_of(eqn.invars[k]))
+        fill = lambda number: fixed_point.quantize_number(number, scale, zero, source.type)[()]
+        packed = _Operands(eqn, values, encodings=False)
+
+        def body(*args: Any) -> list[Any]:
+            return replay.evaluate(eqn.params["body"], args, lambda e, xs: _rearranging_rule(e, xs, fill))
+
+        (result,) = packed.bind(eqn, body)
+        if not classes.is_float(eqn.outvars[0]):
+            return result
+        return Codes(result, source.scale, source.zero_point, source.type)
+
+
+class _Operands:
+    """Operands of a region on integers: codes, and with them scales and zero points, each distinct one once."""
+
+    def __init__(self, eqn: _compat.JaxprEqn, values: list[Any], encodings: bool = True) -> None:
+        self.values: list[Any] = []
+        self.roles: list[str] = []
+        self.packed: list[tuple[Any, QuantType | None]] = []
+        for role, value in zip(eqn.params["roles"], values, strict=True):
+            if not isinstance(value, Codes):
+                self.packed.append((self.position(value, role), None))
+            elif encodings:
+                numbers = self.position(value.scale, "scale"), self.position(value.zero_point, "zero_point")
+                self.packed.append(((self.position(value.q, role), *numbers), value.type))
+            else:
+                self.packed.append((self.position(value.q, role), None))
+
+    def position(self, value: Any, role: str) -> int:
+        """Where an operand stands; it is added if it is none yet."""
+        for k, known in enumerate(self.values):
+            if known is value and self.roles[k] == role:
+                return k
+        self.values.append(value)
+        self.roles.append(role)
+        return len(self.values) - 1
+
+    def unpack(self, args: Sequence[Any]) -> list[Any]:
+        """What the float body reads, from the operands of the integer one."""
+        return [
+            args[where] if qtype is None else Codes(*(args[i] for i in where), qtype) for where, qtype in self.packed
+        ]
+
+    def bind(self, eqn: _compat.JaxprEqn, body: Any) -> list[Any]:
+        """The region on these operands."""
+        params = {k: eqn.params[k] for k in ("id", "kind")}
+        return ops.region(body, *self.values, roles=tuple(self.roles), **params)
 
 
 @dataclasses.dataclass
@@ -191,14 +227,22 @@ def _body_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Se
         return [_exact(contraction.integer_product(name, params, *(v.shifted() for v in values)), accumulator)]
     if name == "reduce_sum":
         return [_exact(jnp.sum(values[0].shifted(), axis=params["axes"], dtype=jnp.int32), accumulator)]
+    if name in ("reduce_window_sum", "cumsum"):
+        return [_exact(*_compat.bind(eqn, [values[0].shifted()]), accumulator)]
+    if name == "mul" and len(coded) == 2:
+        return [_exact(lax.mul_p.bind(values[0].shifted(), values[1].shifted()), accumulator)]
     if name == "add" and len(coded) == 2 and all(v.type == BIAS for v in coded):
         return [_exact(lax.add_p.bind(values[0].q, values[1].q), accumulator)]
     if name in classes.IDENTITY or classes.is_float_cast(eqn):
         return [values[0]]
-    if name in classes.VIEW:
-        (q,) = _compat.bind(eqn, [values[0].q, *values[1:]])
-        return [Codes(q, values[0].scale, values[0].zero_point, values[0].type)]
     return _in_float32(eqn, values)
+
+
+def _rearranging_rule(eqn: _compat.JaxprEqn, values: list[Any], fill: Any) -> Sequence[Any] | None:
+    """One equation of a view's body on codes: a number that it pads with becomes the code of that number."""
+    if eqn.primitive.name != "pad" or not isinstance(eqn.invars[1], _compat.Literal):
+        return None
+    return _compat.bind(eqn, [values[0], np.asarray(fill(eqn.invars[1].val), values[0].dtype)[()]])
 
 
 def _in_float32(eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any]:

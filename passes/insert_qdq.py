@@ -2,15 +2,16 @@
 
     y = region[conv] x w b          ->      y = region[conv] (qdq x) (qdq w) (dequantize b)
 
-A pair is one `fake_quantize`. A region's result gets one pair per type that its readers want (int8 for a product, int16
-for a residual add). A view shares its operand's scale and zero point. An input or an island's result is quantized once,
-to the widest type, and narrower ones are derived from that. Biases are int32 at the scale of the accumulator.
+A pair is one `fake_quantize`. A region's result gets one pair per encoding that its readers want (int8 for a product,
+int16 for a residual add). A view shares its operand's scale and zero point, and what is concatenated has those of the
+whole. An input or an island's result is quantized once, to the widest type, and other encodings are derived from that.
+Biases are int32 at the scale of the accumulator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,46 +39,63 @@ def insert_qdq(program: Program, estimator_for: Callable[[QuantType], Any]) -> P
     return _Inserter(program, estimator_for).run()
 
 
+class _Need(NamedTuple):
+    """How a reader wants a value stored: the type, and the value from whose range scale and zero point come."""
+
+    type: QuantType
+    owner: Any
+
+
 class _Inserter:
     def __init__(self, program: Program, estimator_for: Callable[[QuantType], Any]) -> None:
         self.program, self.estimator_for = program, estimator_for
         self.types: dict[str, list[QuantType | None]] = program.notes["types"]
         self.constants = Constants(program)
         self.producer = program.producer
-        self.needs, self.island_needs = self._needs()
+        self.needs: dict[Any, list[_Need]] = {}
+        self.island_needs: set[Any] = set()
+        self._collect_needs()
         self.parameters: dict[tuple[Any, QuantType], tuple[np.ndarray, np.ndarray]] = {}
 
     def quantized_region(self, eqn: _compat.JaxprEqn | None) -> bool:
         return eqn is not None and _regions.is_region(eqn) and eqn.params["id"] in self.types
 
-    def _needs(self) -> tuple[dict[Any, list[QuantType]], set[Any]]:
-        """Value -> the types its readers want; and the values that islands read."""
-        needs: dict[Any, list[QuantType]] = {}
-        island_needs: set[Any] = set()
+    def _collect_needs(self) -> None:
+        """Value -> the encodings its readers want; and the values that islands read."""
         island_type = self.program.notes["island_type"]
 
-        def want(var: Any, qtype: QuantType) -> None:
-            if qtype not in needs.setdefault(var, []):
-                needs[var].append(qtype)
+        def want(var: Any, need: _Need) -> None:
+            if need not in self.needs.setdefault(var, []):
+                self.needs[var].append(need)
 
         for var, qtype in zip(self.program.outvars, self.program.notes["output_types"], strict=True):
             if qtype is not None and self.comes_quantized(var):
-                want(var, qtype)
+                want(var, self.own(var, qtype))
         for eqn in reversed(self.program.eqns):
             if self.quantized_region(eqn):
-                if eqn.params["kind"] == "view":
-                    want(eqn.invars[0], view_type(eqn, needs, island_type))
-                    continue
-                for var, qtype in zip(eqn.invars, self.types[eqn.params["id"]], strict=True):
-                    if qtype is not None and var not in self.constants:
-                        want(var, qtype)
+                stored = self.stored(eqn) if eqn.params["kind"] in _regions.REARRANGING else None
+                for var, role, qtype in zip(eqn.invars, eqn.params["roles"], self.types[eqn.params["id"]], strict=True):
+                    if var in self.constants or not classes.is_float(var):
+                        continue
+                    if role == "value":
+                        want(var, stored)
+                    elif qtype is not None:
+                        want(var, self.own(var, qtype))
                 continue
             for var in eqn.invars:
                 real = isinstance(var, _compat.Var) and var not in self.constants and classes.is_float(var)
                 if real and self.comes_quantized(var):
-                    want(var, island_type)
-                    island_needs.add(var)
-        return needs, island_needs
+                    want(var, self.own(var, island_type))
+                    self.island_needs.add(var)
+
+    def own(self, var: Any, qtype: QuantType) -> _Need:
+        """A type at the value's own range."""
+        return _Need(qtype, self.owner(var))
+
+    def stored(self, eqn: _compat.JaxprEqn) -> _Need:
+        """The encoding in which a view or concatenation reads and gives: the widest that its readers want."""
+        out = eqn.outvars[0]
+        return widest(self.needs.get(out) or [self.own(out, self.program.notes["island_type"])])
 
     def comes_quantized(self, var: Any) -> bool:
         """Whether the value leaves its producer as integers: it is the result of a region."""
@@ -93,9 +111,9 @@ class _Inserter:
             var = eqn.invars[0]
         return var
 
-    def scale_and_zero(self, builder: Builder, var: Any, qtype: QuantType) -> tuple[Any, Any]:
-        """Traced scale and zero point of a value in a type."""
-        owner = self.owner(var)
+    def scale_and_zero(self, builder: Builder, need: _Need) -> tuple[Any, Any]:
+        """Traced scale and zero point of an encoding."""
+        qtype, owner = need
         key = self.program.ids[owner]
         if (owner, qtype) not in self.parameters:
             if key not in self.program.stats:
@@ -112,32 +130,34 @@ class _Inserter:
         name = f"{key}:{qtype.name}"
         return builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
 
-    def pairs(self, builder: Builder, var: Any, value: Any) -> dict[QuantType, Any]:
-        """The value behind a pair of each type that its readers want."""
+    def pairs(self, builder: Builder, var: Any, value: Any) -> dict[_Need, Any]:
+        """The value behind a pair of each encoding that its readers want."""
         wanted = self.needs.get(var, [])
         if not wanted:
             return {}
         eqn = self.producer.get(var)
-        independent = self.quantized_region(eqn) and eqn.params["kind"] != "view"
+        independent = self.quantized_region(eqn) and eqn.params["kind"] not in _regions.REARRANGING
         primary = widest(wanted)
-        found: dict[QuantType, Any] = {}
-        for qtype in sorted(wanted, key=lambda t: t is not primary):
-            source = value if independent or qtype is primary else found[primary]
-            found[qtype] = ops.fake_quantize(source, *self.scale_and_zero(builder, var, qtype), qtype)
+        found: dict[_Need, Any] = {}
+        for need in sorted(wanted, key=lambda n: n is not primary):
+            source = value if independent or need is primary else found[primary]
+            found[need] = ops.fake_quantize(source, *self.scale_and_zero(builder, need), need.type)
         return found
 
     def run(self) -> Program:
         program = self.program
 
         def make(builder: Builder, *inputs: Any) -> list[Any]:
-            quantized: dict[Any, dict[QuantType, Any]] = {}
+            quantized: dict[Any, dict[_Need, Any]] = {}
             for var, value in zip(program.input_vars, inputs, strict=True):
                 quantized[var] = self.pairs(builder, var, value)
             island_type = program.notes["island_type"]
 
-            def read(var: Any, value: Any, qtype: QuantType | None) -> Any:
-                found = quantized.get(var, {}) if isinstance(var, _compat.Var) else {}
-                return value if qtype is None else found.get(qtype, value)
+            def read(var: Any, value: Any, need: _Need | QuantType | None) -> Any:
+                if need is None or not isinstance(var, _compat.Var):
+                    return value
+                need = need if isinstance(need, _Need) else self.own(var, need)
+                return quantized.get(var, {}).get(need, value)
 
             def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> list[Any]:
                 if self.quantized_region(eqn):
@@ -158,11 +178,8 @@ class _Inserter:
         return build(make, program.weights, program.input_avals, program.signature, **fields)
 
     def region_operands(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any], read: Any) -> list[Any]:
-        if eqn.params["kind"] == "view":
-            return [
-                read(eqn.invars[0], values[0], view_type(eqn, self.needs, self.program.notes["island_type"])),
-                *values[1:],
-            ]
+        if eqn.params["kind"] in _regions.REARRANGING:
+            return self.rearranged_operands(builder, eqn, values, read)
         scales: dict[int, np.ndarray] = {}
         chosen = self.types[eqn.params["id"]]
         out = list(values)
@@ -177,7 +194,7 @@ class _Inserter:
                     ) from error
             elif role not in ("bias", "constant"):
                 out[k] = read(var, values[k], qtype)
-                if role in ("activation", "reduced"):
+                if role in _regions.ANCHORED:
                     scales[k] = self.parameters[self.owner(var), qtype][0]
         anchor = _regions.anchor_of(eqn)
         if anchor is not None:
@@ -189,6 +206,16 @@ class _Inserter:
             for k, role in enumerate(eqn.params["roles"]):
                 if role == "bias":
                     out[k] = self.bias(builder, eqn, k, scale, traced)
+        return out
+
+    def rearranged_operands(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any], read: Any) -> list[Any]:
+        """What a view or concatenation reads, all in one encoding; what is known gets a pair of its own."""
+        stored, out = self.stored(eqn), list(values)
+        for k, (var, role) in enumerate(zip(eqn.invars, eqn.params["roles"], strict=True)):
+            if role == "value" and var in self.constants:
+                out[k] = ops.fake_quantize(values[k], *self.scale_and_zero(builder, stored), stored.type)
+            elif role == "value":
+                out[k] = read(var, values[k], stored)
         return out
 
     def weight(
@@ -230,14 +257,9 @@ class _Inserter:
         return value.astype(eqn.invars[k].aval.dtype)
 
 
-def widest(wanted: list[QuantType]) -> QuantType:
-    """The type with the most bits; the first of equals."""
-    return max(wanted, key=lambda t: t.bits)
-
-
-def view_type(eqn: _compat.JaxprEqn, needs: dict[Any, list[QuantType]], default: QuantType) -> QuantType:
-    """The type in which a view's operand and result are stored: the widest that readers of the result want."""
-    return widest(needs.get(eqn.outvars[0]) or [default])
+def widest(wanted: list[_Need]) -> _Need:
+    """The encoding with the most bits; the first of equals."""
+    return max(wanted, key=lambda need: need.type.bits)
 
 
 def weight_scale(array: np.ndarray, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:

@@ -2,13 +2,14 @@
 
     s = rsqrt(var + 1e-5); y = x * broadcast(s)        ->      y = x * w        (w a weight, computed now)
 
-Afterwards a constant operand of an elementwise op is a scalar literal, or a weight with size-one dimensions where it
+Primitives that others can spell are spelled so (`_canonical`). Afterwards a constant operand of an elementwise op is a scalar literal, or a weight with size-one dimensions where it
 broadcasts; no constant is blown up to the size of a batch. Outputs stay the same, op by op, bit for bit
 (but that XLA compiles a division by a number or a repeated array as a product with its reciprocal).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from jax import lax
 from qcompiler.ir import _compat, classes, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
+from qcompiler.passes import _canonical
 
 
 def simplify(program: Program) -> Program:
@@ -69,7 +71,9 @@ class _Replay:
         same = _does_nothing(eqn, values)
         if same is not None:
             return [same]
-        return self.merged(eqn, values)
+        known = [functools.partial(self.constants.value, v) if v in self.constants else None for v in eqn.invars]
+        spelled = _canonical.canonical(eqn, values, known)
+        return self.merged(eqn, values) if spelled is None else spelled
 
     def merged(self, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any]:
         """Binds the equation, or returns the results of an equal one before it."""

@@ -14,7 +14,9 @@ from qcompiler.ir import _compat, identity
 
 
 def of_dtype(dtype: Any) -> tuple[np.int64, np.int64]:
-    """The range of an integer dtype."""
+    """The range of an integer dtype, or of truth values."""
+    if np.dtype(dtype) == bool:
+        return np.int64(0), np.int64(1)
     info = dtypes.iinfo(dtype)
     return np.int64(info.min), np.int64(info.max)
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from qcompiler import ops
-from qcompiler.backends.lax_int import bounds, rules, tables
+from qcompiler.backends.lax_int import bounds, rounding, rules, tables
+from qcompiler.backends.lax_int.context import Context
 from qcompiler.backends.lax_int.values import Int, Known, Real, Term
 from qcompiler.ir import _compat, replay
 from qcompiler.ir.program import Builder, Program, build
@@ -84,7 +85,7 @@ def lower_region(
       held: per operand, its array if it is a weight of the program, else None.
       weight: `(name, array) -> traced array`, makes an array a weight.
     """
-    context = rules.Context(eqn.params["id"], weight)
+    context = Context(eqn.params["id"], weight)
     body = eqn.params["body"]
     jaxpr = _compat.open_jaxpr(body)
     operands = [
@@ -118,8 +119,8 @@ def lower_requantize(program: Program, eqn: _compat.JaxprEqn, values: Sequence[A
     numbers = [np.asarray(program.weights[program.weight_of[v]]) for v in eqn.invars[1:]]
     scale_in, zero_in, scale_out, zero_out = numbers
     in_type = eqn.params["in_type"]
-    context = rules.Context(f"requantize to {eqn.params['type'].name}", lambda name, value: value)
+    context = Context(f"requantize to {eqn.params['type'].name}", lambda name, value: value)
     codes = Int(values[0], np.int64(in_type.qmin), np.int64(in_type.qmax))
     shifted = rules.fixed_point_shift(eqn, codes, Known(zero_in), context)
     real = Real([Term(shifted, scale_in.astype(np.float64))])
-    return rules.quantize_real(context, real, scale_out, zero_out, eqn.params["type"]).x
+    return rounding.codes(context, real, scale_out, zero_out, eqn.params["type"], "").x

@@ -1,12 +1,14 @@
-"""What a value is while a region is lowered: a known array, exact integers with bounds, or a sum of scaled integers.
+"""What a value is while a region is lowered: a known array, exact integers with bounds, or a real that never exists.
 
-The real value never exists at run time. It is `sum_k scale_k * int_k + constant`, clamped to [low, high]; scales,
-constant and clamps are known now, and `quantize` turns it into fixed-point arithmetic on the integers.
+A `Real` is `sum_k scale_k * int_k + constant`, clamped to [low, high]; scales, constant and clamps are known now, and
+`quantize` turns it into fixed-point arithmetic on the integers. A `Choice` is the larger or smaller of several reals,
+or one of two by a truth value; it is made on their codes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,15 @@ class Int:
     def magnitude(self) -> np.ndarray:
         """Largest magnitude."""
         return np.maximum(np.abs(self.low), np.abs(self.high))
+
+
+def traced(value: Int | Known) -> Any:
+    """The traced integers of an operand."""
+    if isinstance(value, Int):
+        return value.x
+    if value.traced is not None:
+        return value.traced
+    return value.value[()] if value.value.ndim == 0 else value.value
 
 
 @dataclasses.dataclass
@@ -86,6 +97,39 @@ class Real:
         """min(value, bound)."""
         high = bound if self.high is None else np.minimum(self.high, bound)
         return Real(self.terms, self.constant, None if self.low is None else np.minimum(self.low, bound), high)
+
+
+#: What a negative factor makes of a choice.
+_MIRRORED = {"max": "min", "min": "max", "select": "select"}
+
+
+@dataclasses.dataclass
+class Choice:
+    """The largest (`max`) or smallest (`min`) of its cases, or by `which` the first or second of two (`select`)."""
+
+    how: str
+    cases: list[Real | Choice]
+    which: Int | Known | None = None
+
+    def scaled(self, factor: np.ndarray) -> Choice:
+        """The value times known numbers of one sign."""
+        how = _MIRRORED[self.how] if np.any(factor < 0) else self.how
+        return Choice(how, [c.scaled(factor) for c in self.cases], self.which)
+
+    def shifted(self, offset: np.ndarray) -> Choice:
+        """The value plus known numbers."""
+        return self._each(lambda c: c.shifted(offset))
+
+    def at_least(self, bound: np.ndarray) -> Choice:
+        """max(value, bound)."""
+        return self._each(lambda c: c.at_least(bound))
+
+    def at_most(self, bound: np.ndarray) -> Choice:
+        """min(value, bound)."""
+        return self._each(lambda c: c.at_most(bound))
+
+    def _each(self, change: Callable[[Any], Any]) -> Choice:
+        return Choice(self.how, [change(c) for c in self.cases], self.which)
 
 
 def _scaled_end(end: np.ndarray | None, factor: np.ndarray, open_end: float) -> np.ndarray | None:

@@ -22,13 +22,19 @@ IDENTITY = frozenset("copy copy_p name stop_gradient".split())
 CLAMP = frozenset("max min clamp".split())
 #: Linear in the one operand that is no constant.
 AFFINE = frozenset("add sub mul div neg".split())
-#: The result's elements are elements of operand 0, so that it has the operand's scale and zero point.
+#: Truth values of two real numbers, and of truth values.
+COMPARE = frozenset("eq ne lt le gt ge".split())
+LOGIC = frozenset("and or not xor".split())
+#: The result's elements are elements of operand 0, so that it has the operand's scale and zero point; other operands
+#: are indices.
 VIEW = frozenset(
     "reshape transpose squeeze expand_dims broadcast_in_dim slice rev copy reduce_max reduce_min reduce_window_max"
-    " reduce_window_min cummax cummin".split()
+    " reduce_window_min cummax cummin gather dynamic_slice".split()
 )
-#: Products with an int32 accumulator.
-ANCHOR = frozenset("dot_general conv_general_dilated reduce_sum".split())
+#: The result's elements are elements of several operands.
+MERGE = frozenset("concatenate pad".split())
+#: Where in its operand a result is found: integers from the order of reals alone.
+SEARCH = frozenset("argmax argmin".split())
 #: Contracting products, whose cost is counted in multiply-adds.
 PRODUCT = frozenset("dot_general conv_general_dilated".split())
 
@@ -41,6 +47,11 @@ def is_float_cast(eqn: Any) -> bool:
 def is_float(atom: Any) -> bool:
     """Whether a variable or literal holds real numbers (any float dtype)."""
     return dtypes.issubdtype(atom.aval.dtype, np.floating)
+
+
+def is_integer(atom: Any) -> bool:
+    """Whether a variable or literal holds integers or truth values."""
+    return dtypes.issubdtype(atom.aval.dtype, np.integer) or atom.aval.dtype == bool
 
 
 def multiply_adds(eqn: Any) -> int:

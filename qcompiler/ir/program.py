@@ -158,6 +158,8 @@ class Builder:
         The same name with another value is an error of the pass, not of the user.
         """
         if name in self._values:
+            if value is not None and name in self.added and not np.array_equal(self.added[name], value):
+                raise AssertionError(f"two weights are named {name}")
             return self._values[name]
         if value is None:
             raise KeyError(name)

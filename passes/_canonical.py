@@ -1,0 +1,139 @@
+"""Primitives that `simplify` spells in terms of fewer others, so that every later pass knows only those.
+
+a, b = split x        ->      a = slice x; b = slice x
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+from qcompiler.ir import _compat
+
+
+def canonical(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> Sequence[Any] | None:
+    """The results of an equation by other primitives; None if it is canonical already.
+
+    Args:
+      eqn: the equation.
+      values: its operands, traced; numbers are NumPy scalars.
+      known: per operand, what it is where that is known before any input, else None; called to compute it.
+    """
+    form = _FORMS.get(eqn.primitive.name)
+    return None if form is None else form(eqn, values, known)
+
+
+def _split(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+    axis, ends = eqn.params["axis"], np.cumsum([0, *eqn.params["sizes"]])
+    return [lax.slice_in_dim(values[0], int(a), int(b), axis=axis) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def _unstack(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+    axis = eqn.params["axis"]
+    return [lax.squeeze(lax.slice_in_dim(values[0], k, k + 1, axis=axis), (axis,)) for k in range(len(eqn.outvars))]
+
+
+def _stack(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+    axis = eqn.params["axis"]
+    return [lax.concatenate([lax.expand_dims(x, (axis,)) for x in values], axis)]
+
+
+def _tile(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+    shape = eqn.invars[0].aval.shape
+    apart = [n for pair in zip(eqn.params["reps"], shape, strict=True) for n in pair]
+    spread = lax.broadcast_in_dim(values[0], apart, range(1, 2 * len(shape), 2))
+    return [lax.reshape(spread, eqn.outvars[0].aval.shape)]
+
+
+def _dynamic_slice(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
+    """At a known place; the start is clamped, as the primitive does."""
+    starts = _numbers(known[1:])
+    if starts is None:
+        return None
+    sizes, shape = eqn.params["slice_sizes"], eqn.invars[0].aval.shape
+    starts = [min(max(s, 0), n - size) for s, n, size in zip(starts, shape, sizes, strict=True)]
+    return [lax.slice(values[0], starts, [s + size for s, size in zip(starts, sizes, strict=True)])]
+
+
+def _dynamic_update_slice(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
+    """At a known place: what lies around the update, concatenated with it dimension by dimension."""
+    starts = _numbers(known[2:])
+    if starts is None:
+        return None
+    whole, out = values[0], values[1]
+    shape, sizes = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
+    starts = [min(max(s, 0), n - size) for s, n, size in zip(starts, shape, sizes, strict=True)]
+    for axis in reversed(range(len(shape))):
+        # Dimensions behind `axis` are whole already, those before it still as narrow as the update.
+        around = whole
+        for d in range(axis):
+            around = lax.slice_in_dim(around, starts[d], starts[d] + sizes[d], axis=d)
+        before = lax.slice_in_dim(around, 0, starts[axis], axis=axis)
+        after = lax.slice_in_dim(around, starts[axis] + sizes[axis], shape[axis], axis=axis)
+        parts = [x for x in (before, out, after) if x.shape[axis]]
+        out = lax.concatenate(parts, axis) if len(parts) > 1 else out
+    return [out]
+
+
+def _patches(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
+    """A conv whose kernel picks one element per feature, as `conv_general_dilated_patches` has it, by slices."""
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    if known[1] is None or params["batch_group_count"] != 1 or math.prod(eqn.invars[1].aval.shape) > _MOST_PICKED:
+        return None
+    kernel = np.asarray(known[1]())
+    kernel = kernel.transpose(numbers.rhs_spec)  # features, depth, window
+    features, depth, *window = kernel.shape
+    flat = kernel.reshape(features, -1)
+    if not (np.all((flat == 0) | (flat == 1)) and np.all(flat.sum(axis=1) == 1)) or flat.shape[1] == 1:
+        return None
+    chosen = flat.argmax(axis=1)
+    group = np.arange(features) // (features // params["feature_group_count"])
+    channel, place = chosen // math.prod(window) + group * depth, chosen % math.prod(window)
+    image = lax.transpose(values[0], (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
+    holes = zip(params["padding"], params["lhs_dilation"], strict=True)
+    image = lax.pad(
+        image, np.zeros((), image.dtype)[()], [(0, 0, 0), *((*map(int, p), int(h) - 1) for p, h in holes), (0, 0, 0)]
+    )
+    size = [eqn.outvars[0].aval.shape[d] for d in numbers.out_spec[2:]]
+    strides, spread = params["window_strides"], params["rhs_dilation"]
+    parts = []
+    for at in np.ndindex(*window):
+        start = [a * d for a, d in zip(at, spread, strict=True)]
+        stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, size, strides, strict=True)]
+        limits = (image.shape[0], *stop, image.shape[-1])
+        parts.append(lax.slice(image, (0, *start, 0), limits, (1, *strides, 1)))
+    channels, count = image.shape[-1], math.prod(window)
+    stacked = lax.concatenate(parts, image.ndim - 1) if count > 1 else parts[0]
+    order = place * channels + channel
+    if np.array_equal(order, np.arange(count * channels).reshape(count, channels).T.reshape(-1)):
+        apart = lax.reshape(stacked, (*stacked.shape[:-1], count, channels))
+        out = lax.reshape(lax.transpose(apart, (*range(image.ndim - 1), image.ndim, image.ndim - 1)), stacked.shape)
+    elif np.array_equal(order, np.arange(count * channels)):
+        out = stacked
+    else:
+        return None
+    back = np.argsort((numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]))
+    return [lax.transpose(out, tuple(map(int, back)))]
+
+
+#: A kernel with more elements is no selection of patches that anyone writes, and not worth computing to see.
+_MOST_PICKED = 1 << 20
+
+
+def _numbers(known: Sequence[Any]) -> list[int] | None:
+    return None if any(k is None for k in known) else [int(k()) for k in known]
+
+
+_FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {
+    "split": _split,
+    "unstack": _unstack,
+    "stack": _stack,
+    "tile": _tile,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "conv_general_dilated": _patches,
+}
