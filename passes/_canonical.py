@@ -5,6 +5,7 @@ a, b = split x        ->      a = slice x; b = slice x
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ def canonical(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]
 
 def _split(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any]:
     axis, ends = eqn.params["axis"], np.cumsum([0, *eqn.params["sizes"]])
-    return [lax.slice_in_dim(values[0], int(a), int(b), axis=axis) for a, b in zip(ends, ends[1:], strict=False)]
+    return [lax.slice_in_dim(values[0], int(a), int(b), axis=axis) for a, b in itertools.pairwise(ends)]
 
 
 def _unstack(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any]:

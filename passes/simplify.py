@@ -2,9 +2,10 @@
 
     s = rsqrt(var + 1e-5); y = x * broadcast(s)        ->      y = x * w        (w a weight, computed now)
 
-Primitives that others can spell are spelled so (`_canonical`). Afterwards a constant operand of an elementwise op is a scalar literal, or a weight with size-one dimensions where it
-broadcasts; no constant is blown up to the size of a batch. Outputs stay the same, op by op, bit for bit
-(but that XLA compiles a division by a number or a repeated array as a product with its reciprocal).
+Primitives that others can spell are spelled so (`_canonical`). Afterwards a constant operand of an elementwise op is a
+scalar literal, or a weight with size-one dimensions where it broadcasts; no constant is blown up to the size of a
+batch. Outputs stay the same, op by op, bit for bit (but that XLA compiles a division by a number or a repeated array
+as a product with its reciprocal).
 """
 
 from __future__ import annotations
