@@ -132,11 +132,14 @@ def _logic(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
 @rule("dot_general", "conv_general_dilated")
 def _product(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
     intervals = [bounds.collapse(*bounds.interval(v)) for v in values]
+    operands = [traced(v) for v in values]
     if eqn.primitive.name == "dot_general":
         multiply = lambda a, b: products.dot(a, b, eqn.params["dimension_numbers"])
     else:
-        multiply = lambda a, b: products.conv(a, b, eqn.params)
-    x = products.through_int8(multiply, [traced(v) for v in values], intervals)
+        kernel = values[1].value if isinstance(values[1], Known) else None
+        # The kernel's values are those of the operand as it stands, not of what `through_int8` makes of it.
+        multiply = lambda a, b: products.conv(a, b, eqn.params, kernel if b is operands[1] else None)
+    x = products.through_int8(multiply, operands, intervals)
     held = next((k for k, v in enumerate(values) if isinstance(v, Known)), None)
     if held is None:
         depth = contraction.depth(eqn)
