@@ -17,11 +17,10 @@ import jax
 import numpy as np
 
 from qcompiler import ops
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, QuantizationError
 from qcompiler.ir import _compat, classes, identity, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
-from qcompiler.numerics import types
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.ranges import Histogram
 from qcompiler.numerics.types import QuantType
@@ -104,6 +103,7 @@ class Collector:
       program: with observers.
       input_types: value id of an input -> its type; others are read as they are.
       estimator_for: type -> range estimator.
+      begin: number of the first batch, for messages.
     """
 
     def __init__(
@@ -111,13 +111,14 @@ class Collector:
         program: Program,
         input_types: Mapping[str, QuantType] | None = None,
         estimator_for: Callable[[QuantType], Any] | None = None,
+        begin: int = 0,
     ) -> None:
         self._input_types = dict(input_types or {})
         self._estimator_for = estimator_for
         self._where = places(program)
         self._inputs = [f"input:{n}" for n in program.signature.input_names]
         self._histograms: dict[str, Histogram] = {}
-        self._batches = 0
+        self._batches = begin
 
     def add(self, read: Callable[[Sequence[Any]], Mapping[str, Any]], inputs: Sequence[Any]) -> None:
         """Adds one batch of flat inputs, read by `reader` of the program at their shapes.
@@ -146,9 +147,11 @@ class Collector:
         x, qtype = np.asarray(x), self._input_types[key]
         if not x.size:
             return x
-        stats = self._histograms[key].stats
-        low, high = self._estimator_for(qtype).estimate(stats, qtype.qmin, qtype.qmax, qtype.symmetric)
-        encoding = Encoding(qtype, *types.scale_and_zero_point(low, high, qtype))
+        try:
+            encoding = Encoding.of_stats(self._histograms[key].stats, qtype, self._estimator_for(qtype))
+        except QuantizationError:
+            # Later batches may widen a range that is too narrow; what is left is an error where a region reads it.
+            return x
         return encoding.dequantize(encoding.quantize(x)).astype(x.dtype)
 
     def _update(self, key: str, array: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from qcompiler import recipe as recipes
 from qcompiler import target as targets
-from qcompiler.calls import batches_of, check_choice
+from qcompiler.calls import batches_of, check_choice, first_of
 from qcompiler.debug import report
 from qcompiler.debug.dumps import Dumper
 from qcompiler.errors import CalibrationError, RecipeError, SignatureError
@@ -74,11 +74,9 @@ def quantize(
     check_choice("io", io, ("float", "int"))
     check_choice("weights", weights, (None, "constant", "argument"))
     batches = batches_of(calibration_batches, source)
-    first = next(batches, None)
-    if first is None:
-        raise CalibrationError("there are no calibration batches: the iterable is empty (or was read before)")
+    begin, first = first_of(batches)
     traced = start(source, first.args, first.kwargs, chosen, verify, Dumper(dump))
-    calibrated = traced._calibrate(first, batches)
+    calibrated = traced._calibrate(begin, first, batches)
     return calibrated.quantize(strict=strict).compile(io=io, weights=weights)
 
 
