@@ -215,7 +215,7 @@ class _Inserter:
         """Raises scales of channels next to zero whose product with the input's would underflow float32."""
         position, anchor = _regions.weight_position(eqn), _regions.anchor_of(eqn)
         factors = [scales[_regions.operand_index(eqn, v)].astype(np.float64) for v in anchor.invars]
-        if np.prod([f.max() for f in factors]) < types.SMALLEST_NORMAL:
+        if np.prod([f.max() for f in factors if f.size]) < types.SMALLEST_NORMAL:
             raise QuantizationError(
                 f"{identity.describe(eqn)} ({eqn.params['id']}): the scales of its operands multiply to less than any "
                 "float32 number; rescale the layer, or keep it in float by a qc.Rule"

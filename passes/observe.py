@@ -103,7 +103,6 @@ class Collector:
       program: with observers.
       input_types: value id of an input -> its type; others are read as they are.
       estimator_for: type -> range estimator.
-      begin: number of the first batch, for messages.
     """
 
     def __init__(
@@ -111,21 +110,26 @@ class Collector:
         program: Program,
         input_types: Mapping[str, QuantType] | None = None,
         estimator_for: Callable[[QuantType], Any] | None = None,
-        begin: int = 0,
     ) -> None:
         self._input_types = dict(input_types or {})
         self._estimator_for = estimator_for
         self._where = places(program)
         self._inputs = [f"input:{n}" for n in program.signature.input_names]
         self._histograms: dict[str, Histogram] = {}
-        self._batches = begin
+        self._batches = 0
 
-    def add(self, read: Callable[[Sequence[Any]], Mapping[str, Any]], inputs: Sequence[Any]) -> None:
-        """Adds one batch of flat inputs, read by `reader` of the program at their shapes.
+    def add(
+        self,
+        read: Callable[[Sequence[Any]], Mapping[str, Any]],
+        inputs: Sequence[Any],
+        number: int | None = None,
+    ) -> None:
+        """Adds one batch of flat inputs, read by `reader` of the program at their shapes; messages call it `number`.
 
         Raises:
           CalibrationError: a value is NaN or infinite; the first such value in program order is named.
         """
+        self._batches = self._batches if number is None else number
         stored = [
             self._stored(key, x) if key in self._input_types else x for key, x in zip(self._inputs, inputs, strict=True)
         ]

@@ -59,14 +59,14 @@ def first_of(batches: Iterator[call]) -> tuple[int, call]:
     """
     number = -1
     for number, item in enumerate(batches):
-        if not _is_empty(item):
+        if not is_empty(item):
             return number, item
     if number < 0:
         raise CalibrationError("there are no calibration batches: the iterable is empty (or was read before)")
     raise CalibrationError(f"all {number + 1} calibration batches are empty: their arrays have no elements")
 
 
-def _is_empty(item: call) -> bool:
+def is_empty(item: call) -> bool:
     """Whether a call has arrays, and none with elements; numbers beside them do not count."""
     shapes = [np.shape(x) for x in jax.tree_util.tree_leaves((item.args, item.kwargs))]
     return any(shapes) and all(0 in shape for shape in shapes if shape)

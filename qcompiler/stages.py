@@ -17,7 +17,7 @@ import numpy as np
 from qcompiler import ops, pipeline
 from qcompiler import recipe as recipes
 from qcompiler.backends import lax_int
-from qcompiler.calls import batches_of, call, check_choice, check_data, first_of, flatten, retrace
+from qcompiler.calls import batches_of, call, check_choice, check_data, first_of, flatten, is_empty, retrace
 from qcompiler.debug import census, report
 from qcompiler.debug.dumps import Dumper
 from qcompiler.debug.progress import ProgressBar
@@ -126,12 +126,14 @@ class Traced(_Stage):
         program = manager.start(self.program, self._seconds)
         observed = pipeline.float_passes(manager, program, self._recipe)
         input_types = assign_precision.input_types(observed, self._recipe)
-        collector = observe.Collector(observed, input_types, self._recipe.estimator_for, begin)
+        collector = observe.Collector(observed, input_types, self._recipe.estimator_for)
         readers: dict[Any, Any] = {}
         start = time.perf_counter()
         with contextlib.closing(ProgressBar("calibrate")) as bar:
             for number, item in enumerate(_chain(first, rest), begin):
                 flat = flatten(item, self.program, f"calibration batch {number}")
+                if is_empty(item):
+                    continue
                 check_data(flat, self.program, number)
                 key = tuple(np.shape(x) for x in flat)
                 if key not in readers:
@@ -142,7 +144,7 @@ class Traced(_Stage):
                             f"calibration batch {number} traces to other operations than batch {begin}: {key}, {shapes}"
                         )
                     readers[key] = observe.reader(same, results=True)
-                collector.add(readers[key], flat)
+                collector.add(readers[key], flat, number)
                 bar.update(number + 1)
         calibrated = observed.replace(stats=collector.stats)
         manager.records.append(report.PassRecord("calibrate", time.perf_counter() - start, f"{number + 1} batches"))
@@ -219,7 +221,9 @@ def _refuse_uncoded(program: Program) -> None:
     for k, var in enumerate(program.outvars):
         made = None if isinstance(var, _compat.Literal) else program.producer.get(var)
         if classes.is_float(var) and (made is None or made.primitive is not ops.dequantize_p):
-            raise RecipeError(f'io="int": result {k} is a constant, so that it has no codes; drop it, or use io="float"')
+            raise RecipeError(
+                f'io="int": result {k} is a constant, so that it has no codes; drop it, or use io="float"'
+            )
 
 
 class Quantized(_Stage):
