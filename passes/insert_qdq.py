@@ -39,6 +39,10 @@ def insert_qdq(program: Program, estimator_for: Callable[[QuantType], Any]) -> P
     return _Inserter(program, estimator_for).run()
 
 
+#: Of a bias: the step in which it is stored where its channel has no weights that decide it.
+_DEAD_BIAS_STEP = 2.0**-20
+
+
 class _Inserter:
     def __init__(self, program: Program, estimator_for: Callable[[QuantType], Any]) -> None:
         self.program, self.estimator_for = program, estimator_for
@@ -226,14 +230,24 @@ class _Inserter:
             scales[k] = np.maximum(scales[k], least).astype(np.float32)
 
     def make_room_for_bias(self, eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> None:
-        """Raises scales of channels next to zero whose bias would not fit, at most to that of the largest channel."""
+        """Raises scales of channels next to zero whose bias would not fit, at most to that of the largest channel.
+
+        Channels of nothing but zeros may have any scale, so they get one that shows their bias finely.
+        """
         position = _regions.weight_position(eqn)
         bias = next((v for v, role in zip(eqn.invars, eqn.params["roles"], strict=True) if role == "bias"), None)
         if position is None or bias is None:
             return
         anchor = _regions.anchor_of(eqn)
         k = _regions.operand_index(eqn, anchor.invars[position])
-        if scales[k].ndim == 0:
+        qtype, array = self.types[eqn.params["id"]][k], self.constants.value(eqn.invars[k])
+        unit = _regions.accumulator_scale(eqn, {**scales, k: np.ones_like(scales[k])})
+        fine = np.abs(self.constants.value(bias).astype(np.float64)) / unit * _DEAD_BIAS_STEP
+        fine = contraction.on_weight(fine, anchor, position) if qtype.axis else np.max(fine)
+        dead = ~np.any(array, axis=tuple(d for d in range(array.ndim) if d not in qtype.axis), keepdims=True)
+        wanted = dead.reshape(scales[k].shape) & (fine > types.SMALLEST_SCALE)
+        scales[k] = np.where(wanted, fine, scales[k]).astype(np.float32)
+        if not qtype.axis:
             return
         codes = fixed_point.quantize_bias(self.constants.value(bias), _regions.accumulator_scale(eqn, scales))
         over = contraction.on_weight(np.abs(codes) / 2.0**30, anchor, position)

@@ -19,7 +19,7 @@ from qcompiler.calls import batches_of, check_choice, first_of
 from qcompiler.debug import report
 from qcompiler.debug.dumps import Dumper
 from qcompiler.errors import CalibrationError, RecipeError, SignatureError
-from qcompiler.flax_adapter import source_of
+from qcompiler.flax_adapter import source_of, unaliased
 from qcompiler.ir import tracing
 from qcompiler.quantized_model import QuantizedModel, equal_arrays
 from qcompiler.stages import Traced, start
@@ -145,7 +145,7 @@ class JitFunction:
         if self._weights_first and params is None:
             raise CalibrationError("calibrate(batches, params=...) needs the weights that the function is called with")
         self.model = quantize(self._fn, batches, params=params, **self._options)
-        self._calibrated_weights = params
+        self._calibrated_weights = unaliased(params)
         return self
 
     @property
