@@ -9,6 +9,7 @@ so that it can be read, edited, and applied again to the same model at another b
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from qcompiler import ops
@@ -33,8 +34,9 @@ def assign_precision(program: Program, recipe: Any) -> Program:
       `notes["island_type"]`, and `notes["float_regions"]`: ids that the recipe keeps in float.
 
     Raises:
-      RecipeError: a rule asks for a type that the operand cannot have.
+      RecipeError: a rule decides nothing, or asks for a type that the operand cannot have.
     """
+    _check_rules(program, recipe.rules)
     types: dict[str, list[QuantType | None]] = {}
     keep_float: list[str] = []
     for eqn in program.eqns:
@@ -62,13 +64,32 @@ def assign_precision(program: Program, recipe: Any) -> Program:
         recipe.output if isinstance(v, _compat.Var) and classes.is_float(v) and v not in constants else None
         for v in program.outvars
     ]
-    for rule in recipe.rules:
-        if not any(rule.matches(e.params["id"]) for e in program.eqns if _regions.is_region(e)):
-            raise RecipeError(f"{rule} matches no layer; layers are {_some([*types, *keep_float])}")
     program = program.note("types", types).note("output_types", outputs)
     islands = [*program.notes.get("islands", ()), *(_island(program, region) for region in keep_float)]
     program = program.note("islands", islands).note("float_regions", keep_float)
     return program.note("island_type", recipe.stream).replace(stage="assign_precision")
+
+
+def _check_rules(program: Program, rules: Sequence[Any]) -> None:
+    """Raises `RecipeError` for a rule that matches no layer, that earlier ones leave nothing, or that types nothing."""
+    roles = {e.params["id"]: set(e.params["roles"]) for e in program.eqns if _regions.is_region(e)}
+    free = dict(roles)
+    for rule in rules:
+        matched = [region for region in roles if rule.matches(region)]
+        islands = [i["id"] for i in program.notes.get("islands", ()) if rule.matches(i["id"])]
+        if not matched and islands and not rule.keep_float:
+            raise RecipeError(f"{rule} matches only what stays float anyway: {_some(islands)}")
+        if not matched and not islands:
+            raise RecipeError(f"{rule} matches no layer; layers are {_some(list(roles))}")
+        decided = [free.pop(region) for region in matched if region in free]
+        if matched and not decided:
+            raise RecipeError(
+                f"{rule} never decides: the first rule that matches a layer does, and earlier rules match all of "
+                f"{_some(matched)}; put it before them, or drop it"
+            )
+        for role in ("weight", "activation"):
+            if getattr(rule, role) is not None and not any(role in found for found in decided):
+                raise RecipeError(f"{rule} gives a type to the {role} of layers that have none: {_some(matched)}")
 
 
 def _type_of(role: str, recipe: Any, activation: QuantType, weight: QuantType) -> QuantType | None:

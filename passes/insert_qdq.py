@@ -21,6 +21,7 @@ from qcompiler.ir import _compat, classes, contraction, identity, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
 from qcompiler.numerics import fixed_point, types
+from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.types import QuantType
 from qcompiler.passes import _regions
 
@@ -44,6 +45,10 @@ class _Need(NamedTuple):
 
     type: QuantType
     owner: Any
+
+
+#: Of a bias: the step in which it is stored where its channel has no weights that decide it.
+_DEAD_BIAS_STEP = 2.0**-20
 
 
 class _Inserter:
@@ -116,19 +121,27 @@ class _Inserter:
         qtype, owner = need
         key = self.program.ids[owner]
         if (owner, qtype) not in self.parameters:
-            if key not in self.program.stats:
-                raise CalibrationError(f"calibration has not seen {key}; calibrate with the same function")
-            try:
-                low, high = self.estimator_for(qtype).estimate(
-                    self.program.stats[key], qtype.qmin, qtype.qmax, qtype.symmetric
-                )
-                self.parameters[owner, qtype] = types.scale_and_zero_point(low, high, qtype)
-            except (ValueError, QuantizationError) as error:
-                made = self.producer.get(owner)
-                raise CalibrationError(f"{key} ({identity.describe(made) if made else 'input'}): {error}") from error
+            self.parameters[owner, qtype] = self.calibrated(owner, key, qtype)
         scale, zero = self.parameters[owner, qtype]
         name = f"{key}:{qtype.name}"
         return builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
+
+    def calibrated(self, owner: Any, key: str, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and zero point from what calibration saw of a value."""
+        if key not in self.program.stats:
+            raise CalibrationError(f"calibration has not seen {key}; calibrate with the same function")
+        made = self.producer.get(owner)
+        place = f"{key} ({identity.describe(made) if made else 'input'})"
+        stats = self.program.stats[key]
+        if not stats.count and owner.aval.size:
+            raise CalibrationError(f"{place}: calibration saw only arrays without elements; add a batch that has some")
+        try:
+            encoding = Encoding.of_stats(stats, qtype, self.estimator_for(qtype))
+        except QuantizationError as error:
+            raise CalibrationError(
+                f"{place}: {error}; rescale it, or keep its readers in float by a qc.Rule"
+            ) from error
+        return encoding.scale, encoding.zero_point
 
     def pairs(self, builder: Builder, var: Any, value: Any) -> dict[_Need, Any]:
         """The value behind a pair of each encoding that its readers want."""
@@ -198,6 +211,7 @@ class _Inserter:
                     scales[k] = self.parameters[self.owner(var), qtype][0]
         anchor = _regions.anchor_of(eqn)
         if anchor is not None:
+            self.keep_accumulator_normal(eqn, scales)
             self.make_room_for_bias(eqn, scales)
             for k in (k for k, role in enumerate(eqn.params["roles"]) if role == "weight"):
                 out[k] = self.weight(builder, eqn, k, values[k], chosen[k], scales[k])
@@ -228,15 +242,39 @@ class _Inserter:
         scale, zero = builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
         return ops.fake_quantize(value, scale, zero, qtype)
 
+    def keep_accumulator_normal(self, eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> None:
+        """Raises scales of channels next to zero whose product with the input's would underflow float32."""
+        position, anchor = _regions.weight_position(eqn), _regions.anchor_of(eqn)
+        factors = [scales[_regions.operand_index(eqn, v)].astype(np.float64) for v in anchor.invars]
+        if np.prod([f.max() for f in factors if f.size]) < types.SMALLEST_NORMAL:
+            raise QuantizationError(
+                f"{identity.describe(eqn)} ({eqn.params['id']}): the scales of its operands multiply to less than any "
+                "float32 number; rescale the layer, or keep it in float by a qc.Rule"
+            )
+        if position is not None:
+            k = _regions.operand_index(eqn, anchor.invars[position])
+            least = 2 * types.SMALLEST_NORMAL / factors[1 - position]
+            scales[k] = np.maximum(scales[k], least).astype(np.float32)
+
     def make_room_for_bias(self, eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> None:
-        """Raises scales of channels next to zero whose bias would not fit, at most to that of the largest channel."""
+        """Raises scales of channels next to zero whose bias would not fit, at most to that of the largest channel.
+
+        Channels of nothing but zeros may have any scale, so they get one that shows their bias finely.
+        """
         position = _regions.weight_position(eqn)
         bias = next((v for v, role in zip(eqn.invars, eqn.params["roles"], strict=True) if role == "bias"), None)
         if position is None or bias is None:
             return
         anchor = _regions.anchor_of(eqn)
         k = _regions.operand_index(eqn, anchor.invars[position])
-        if scales[k].ndim == 0:
+        qtype, array = self.types[eqn.params["id"]][k], self.constants.value(eqn.invars[k])
+        unit = _regions.accumulator_scale(eqn, {**scales, k: np.ones_like(scales[k])})
+        fine = np.abs(self.constants.value(bias).astype(np.float64)) / unit * _DEAD_BIAS_STEP
+        fine = contraction.on_weight(fine, anchor, position) if qtype.axis else np.max(fine)
+        dead = ~np.any(array, axis=tuple(d for d in range(array.ndim) if d not in qtype.axis), keepdims=True)
+        wanted = dead.reshape(scales[k].shape) & (fine > types.SMALLEST_SCALE)
+        scales[k] = np.where(wanted, fine, scales[k]).astype(np.float32)
+        if not qtype.axis:
             return
         codes = fixed_point.quantize_bias(self.constants.value(bias), _regions.accumulator_scale(eqn, scales))
         over = contraction.on_weight(np.abs(codes) / 2.0**30, anchor, position)

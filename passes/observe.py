@@ -17,11 +17,10 @@ import jax
 import numpy as np
 
 from qcompiler import ops
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, QuantizationError
 from qcompiler.ir import _compat, classes, identity, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
-from qcompiler.numerics import types
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.ranges import Histogram
 from qcompiler.numerics.types import QuantType
@@ -119,12 +118,18 @@ class Collector:
         self._histograms: dict[str, Histogram] = {}
         self._batches = 0
 
-    def add(self, read: Callable[[Sequence[Any]], Mapping[str, Any]], inputs: Sequence[Any]) -> None:
-        """Adds one batch of flat inputs, read by `reader` of the program at their shapes.
+    def add(
+        self,
+        read: Callable[[Sequence[Any]], Mapping[str, Any]],
+        inputs: Sequence[Any],
+        number: int | None = None,
+    ) -> None:
+        """Adds one batch of flat inputs, read by `reader` of the program at their shapes; messages call it `number`.
 
         Raises:
           CalibrationError: a value is NaN or infinite; the first such value in program order is named.
         """
+        self._batches = self._batches if number is None else number
         stored = [
             self._stored(key, x) if key in self._input_types else x for key, x in zip(self._inputs, inputs, strict=True)
         ]
@@ -146,9 +151,11 @@ class Collector:
         x, qtype = np.asarray(x), self._input_types[key]
         if not x.size:
             return x
-        stats = self._histograms[key].stats
-        low, high = self._estimator_for(qtype).estimate(stats, qtype.qmin, qtype.qmax, qtype.symmetric)
-        encoding = Encoding(qtype, *types.scale_and_zero_point(low, high, qtype))
+        try:
+            encoding = Encoding.of_stats(self._histograms[key].stats, qtype, self._estimator_for(qtype))
+        except QuantizationError:
+            # Later batches may widen a range that is too narrow; what is left is an error where a region reads it.
+            return x
         return encoding.dequantize(encoding.quantize(x)).astype(x.dtype)
 
     def _update(self, key: str, array: Any) -> None:

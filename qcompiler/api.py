@@ -15,11 +15,11 @@ import numpy as np
 
 from qcompiler import recipe as recipes
 from qcompiler import target as targets
-from qcompiler.calls import batches_of, check_choice
+from qcompiler.calls import batches_of, check_choice, first_of
 from qcompiler.debug import report
 from qcompiler.debug.dumps import Dumper
 from qcompiler.errors import CalibrationError, RecipeError, SignatureError
-from qcompiler.flax_adapter import source_of
+from qcompiler.flax_adapter import source_of, unaliased
 from qcompiler.ir import tracing
 from qcompiler.quantized_model import QuantizedModel, equal_arrays
 from qcompiler.stages import Traced, start
@@ -74,11 +74,9 @@ def quantize(
     check_choice("io", io, ("float", "int"))
     check_choice("weights", weights, (None, "constant", "argument"))
     batches = batches_of(calibration_batches, source)
-    first = next(batches, None)
-    if first is None:
-        raise CalibrationError("there are no calibration batches: the iterable is empty (or was read before)")
+    begin, first = first_of(batches)
     traced = start(source, first.args, first.kwargs, chosen, verify, Dumper(dump))
-    calibrated = traced._calibrate(first, batches)
+    calibrated = traced._calibrate(begin, first, batches)
     return calibrated.quantize(strict=strict).compile(io=io, weights=weights)
 
 
@@ -147,7 +145,7 @@ class JitFunction:
         if self._weights_first and params is None:
             raise CalibrationError("calibrate(batches, params=...) needs the weights that the function is called with")
         self.model = quantize(self._fn, batches, params=params, **self._options)
-        self._calibrated_weights = params
+        self._calibrated_weights = unaliased(params)
         return self
 
     @property

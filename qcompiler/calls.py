@@ -51,6 +51,27 @@ def batches_of(items: Iterable[Any], source: Source) -> Iterator[call]:
     return (as_call(item, source.parameters) for item in iterator)
 
 
+def first_of(batches: Iterator[call]) -> tuple[int, call]:
+    """Number and call of the first batch that has elements: what the model is traced and verified on.
+
+    Raises:
+      CalibrationError: there is none.
+    """
+    number = -1
+    for number, item in enumerate(batches):
+        if not is_empty(item):
+            return number, item
+    if number < 0:
+        raise CalibrationError("there are no calibration batches: the iterable is empty (or was read before)")
+    raise CalibrationError(f"all {number + 1} calibration batches are empty: their arrays have no elements")
+
+
+def is_empty(item: call) -> bool:
+    """Whether a call has arrays, and none with elements; numbers beside them do not count."""
+    shapes = [np.shape(x) for x in jax.tree_util.tree_leaves((item.args, item.kwargs))]
+    return any(shapes) and all(0 in shape for shape in shapes if shape)
+
+
 def flatten(item: call, program: Program, what: str) -> list[Any]:
     """Flat inputs, with the structure, dtypes and ranks of the traced ones.
 

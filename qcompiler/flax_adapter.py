@@ -92,7 +92,12 @@ def source_of(
     else:
         raise TraceError(f"cannot quantize a {type(model).__name__}: pass a function, an nnx.Module or a linen module")
     _check_finite(source.weights)
-    return source
+    return dataclasses.replace(source, weights=unaliased(source.weights))
+
+
+def unaliased(weights: Any) -> Any:
+    """The weights with NumPy arrays copied: they are read again for every batch size, and the user may write to his."""
+    return jax.tree_util.tree_map(lambda w: w.copy() if isinstance(w, np.ndarray) else w, weights)
 
 
 def _refuse(given: Mapping[str, Any], why: str) -> None:

@@ -155,8 +155,9 @@ class QuantizedModel:
         census.check_integer_only(self.program)
 
     def __repr__(self) -> str:
-        share = f"{self.report.integer_mac_share:.0%} of multiply-adds in integers"
-        return f"<QuantizedModel: {share}, {len(self.report.islands)} islands, {self.report.weight_bytes:,} bytes>"
+        islands = self.report.islands
+        share = f"{1.0 - sum(i.mac_share for i in islands):.0%} of multiply-adds in integers"
+        return f"<QuantizedModel: {share}, {len(islands)} islands, {self.report.weight_bytes:,} bytes>"
 
 
 def _encoding(program: Program, eqn: Any) -> Encoding | None:
@@ -197,7 +198,7 @@ def _integer_function(program: Program, constant: bool) -> Callable[..., Any]:
 
 def _warn_of_islands(result: report.Report) -> None:
     if result.islands:
-        share = 1.0 - result.integer_mac_share
+        share = sum(i.mac_share for i in result.islands)
         kinds = ", ".join(sorted({i.primitive for i in result.islands}))
         warnings.warn(
             f"qcompiler leaves {len(result.islands)} operations in float ({kinds}; {share:.1%} of multiply-adds): "

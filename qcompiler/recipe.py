@@ -11,6 +11,14 @@ from qcompiler.numerics import ranges
 from qcompiler.numerics.types import ACTIVATION, INDEX, STREAM, WEIGHT, QuantType
 
 
+def _check_type(what: str, qtype: Any) -> None:
+    """Raises `RecipeError` unless it is a type for a whole operand; the compiler sets axes itself."""
+    if not isinstance(qtype, QuantType):
+        raise RecipeError(f"the {what} is a qc.QuantType, got {qtype!r}")
+    if qtype.axis:
+        raise RecipeError(f"the {what} has axis={qtype.axis}, which is set per layer: pass per_channel instead")
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """What to do with the layers that match; the first rule that matches a layer decides.
@@ -21,6 +29,9 @@ class Rule:
       weight: type of the weights, or None for the recipe's.
       activation: type of the operands of products, or None for the recipe's.
       keep_float: leave the layer in float (an island).
+
+    Raises:
+      RecipeError: it keeps a layer in float and gives it types, or an attribute is of the wrong kind.
     """
 
     path: str = "*"
@@ -28,6 +39,19 @@ class Rule:
     weight: QuantType | None = None
     activation: QuantType | None = None
     keep_float: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("path", "primitive"):
+            if not isinstance(getattr(self, name), str):
+                raise RecipeError(f"{name} of a rule is a glob such as 'head*', got {getattr(self, name)!r}")
+        types = {name: qtype for name in ("weight", "activation") if (qtype := getattr(self, name)) is not None}
+        for name, qtype in types.items():
+            _check_type(f"{name} type of a rule", qtype)
+        if self.keep_float and types:
+            raise RecipeError(
+                f"a rule for {self.path!r} keeps layers in float and gives them a type of {', '.join(types)}: "
+                "drop one of the two"
+            )
 
     def matches(self, region_id: str) -> bool:
         """Whether the rule speaks of the region with this id."""
@@ -69,14 +93,20 @@ class Recipe:
             ("weight", self.weight, 8),
             ("activation", self.activation, 8),
             ("index", self.index, 12),
+            ("stream", self.stream, 16),
+            ("output", self.output, 16),
         ):
+            _check_type(f"{role} type", qtype)
             if qtype.bits > most:
                 raise RecipeError(f"{role} type has {qtype.bits} bits; the integer backend takes at most {most} there")
         if not self.weight.symmetric:
             raise RecipeError("affine weights are not supported yet: use QuantType(bits, symmetric=True)")
         for estimator in (self.activation_range, self.stream_range):
             self._estimator(estimator)
-        object.__setattr__(self, "rules", tuple(self.rules))
+        rules = (self.rules,) if isinstance(self.rules, Rule) else tuple(self.rules)
+        if wrong := [r for r in rules if not isinstance(r, Rule)]:
+            raise RecipeError(f"rules are qc.Rule objects, got {wrong[0]!r}")
+        object.__setattr__(self, "rules", rules)
 
     @staticmethod
     def _estimator(which: str | ranges.Estimator) -> ranges.Estimator:

@@ -8,21 +8,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from qcompiler import pipeline
+from qcompiler import ops, pipeline
 from qcompiler import recipe as recipes
 from qcompiler.backends import lax_int
-from qcompiler.calls import batches_of, call, check_choice, check_data, flatten, retrace
+from qcompiler.calls import batches_of, call, check_choice, check_data, first_of, flatten, is_empty, retrace
 from qcompiler.debug import census, report
 from qcompiler.debug.dumps import Dumper
 from qcompiler.debug.progress import ProgressBar
 from qcompiler.errors import CalibrationError, IslandError, RecipeError, VerificationError
 from qcompiler.flax_adapter import Source
-from qcompiler.ir import Program, tracing
+from qcompiler.ir import Program, _compat, classes, identity, tracing
 from qcompiler.passes import assign_precision, observe
 from qcompiler.passes.observe import observed_ids
 from qcompiler.quantized_model import QuantizedModel
@@ -77,9 +78,10 @@ def report_of(program: Program, manager: pipeline.PassManager) -> report.Report:
     integer_ops, float_ops = report.count_ops(program)
     islands = report.islands_of(program)
     folder = manager.dumper.folder
+    decided = "types" in program.notes
     return report.Report(
         islands=islands,
-        integer_mac_share=1.0 - sum(i.mac_share for i in islands),
+        integer_mac_share=1.0 - sum(i.mac_share for i in islands) if decided else None,
         qdq_pairs_before=program.notes.get("pairs_before", 0),
         qdq_pairs_after=program.notes.get("pairs_after", 0),
         integer_ops=integer_ops,
@@ -109,17 +111,16 @@ class Traced(_Stage):
           CalibrationError: no batches, NaN or infinity, or another structure, rank or dtype than was traced.
         """
         items = batches_of(batches, self._source)
-        first = next(items, None)
-        if first is None:
-            raise CalibrationError("there are no calibration batches: the iterable is empty (or was read before)")
-        return self._calibrate(first, items)
+        return self._calibrate(*first_of(items), items)
 
-    def _calibrate(self, first: call, rest: Iterable[call]) -> Calibrated:
-        flat = flatten(first, self.program, "calibration batch 0")
+    def _calibrate(self, begin: int, first: call, rest: Iterable[call]) -> Calibrated:
+        what = f"calibration batch {begin}"
+        flat = flatten(first, self.program, what)
         if any(a.shape != b.shape for a, b in zip(map(tracing.abstract, flat), self.program.input_avals, strict=True)):
-            program = _with_bytes(retrace(self._source, first, CalibrationError, "calibration batch 0"))
-            return Traced(self._source, self._recipe, self._manager, program, self._seconds)._calibrate(first, rest)
-        check_data(flat, self.program, 0)
+            program = _with_bytes(retrace(self._source, first, CalibrationError, what))
+            traced = Traced(self._source, self._recipe, self._manager, program, self._seconds)
+            return traced._calibrate(begin, first, rest)
+        check_data(flat, self.program, begin)
         manager = _branched(self._manager)
         manager.probe = flat
         program = manager.start(self.program, self._seconds)
@@ -129,8 +130,10 @@ class Traced(_Stage):
         readers: dict[Any, Any] = {}
         start = time.perf_counter()
         with contextlib.closing(ProgressBar("calibrate")) as bar:
-            for number, item in enumerate(_chain(first, rest)):
+            for number, item in enumerate(_chain(first, rest), begin):
                 flat = flatten(item, self.program, f"calibration batch {number}")
+                if is_empty(item):
+                    continue
                 check_data(flat, self.program, number)
                 key = tuple(np.shape(x) for x in flat)
                 if key not in readers:
@@ -138,19 +141,32 @@ class Traced(_Stage):
                     same = observed if key == shapes else self._specialize(item, number)
                     if observed_ids(same) != observed_ids(observed):
                         raise CalibrationError(
-                            f"calibration batch {number} traces to other operations than batch 0: {key}, {shapes}"
+                            f"calibration batch {number} traces to other operations than batch {begin}: {key}, {shapes}"
                         )
                     readers[key] = observe.reader(same, results=True)
-                collector.add(readers[key], flat)
+                collector.add(readers[key], flat, number)
                 bar.update(number + 1)
         calibrated = observed.replace(stats=collector.stats)
         manager.records.append(report.PassRecord("calibrate", time.perf_counter() - start, f"{number + 1} batches"))
+        _warn_of_zeros(calibrated)
         return Calibrated(self._source, self._recipe, manager, calibrated)
 
     def _specialize(self, item: call, number: int) -> Program:
         """The observed program at another batch size."""
         program = retrace(self._source, item, CalibrationError, f"calibration batch {number}")
         return pipeline.float_passes(pipeline.retracing_manager(), program, self._recipe)
+
+
+def _warn_of_zeros(program: Program) -> None:
+    """An input of zeros alone says nothing about its range; the model saturates when it gets other numbers."""
+    for name in program.signature.input_names:
+        stats = program.stats.get(f"input:{name}")
+        if stats is not None and stats.count and stats.zeros == stats.count:
+            warnings.warn(
+                f"calibration saw nothing but zeros in input {name}, so its range is unknown and other numbers will "
+                "saturate: calibrate on data that the model will see",
+                stacklevel=identity.user_stacklevel(),
+            )
 
 
 def _chain(first: call, rest: Iterable[call]) -> Iterable[call]:
@@ -195,6 +211,21 @@ def _refuse_islands(program: Program) -> None:
         raise IslandError(f"strict mode: {len(islands)} operations would stay float:\n{listed}")
 
 
+def _refuse_uncoded(program: Program) -> None:
+    """Raises `RecipeError` for real inputs and results that are not quantized, though nothing is an island."""
+    codes = lax_int.input_codes(program)
+    for name, var in zip(program.signature.input_names, program.input_vars, strict=True):
+        if classes.is_float(var) and var not in codes:
+            why = "a result, too" if var in program.outvars else "read by nothing"
+            raise RecipeError(f'io="int": input {name} is {why}, so that it has no codes; drop it, or use io="float"')
+    for k, var in enumerate(program.outvars):
+        made = None if isinstance(var, _compat.Literal) else program.producer.get(var)
+        if classes.is_float(var) and (made is None or made.primitive is not ops.dequantize_p):
+            raise RecipeError(
+                f'io="int": result {k} is a constant, so that it has no codes; drop it, or use io="float"'
+            )
+
+
 class Quantized(_Stage):
     """A model in integers, not lowered yet. `program` is the one after the last pass, `programs` those on the way."""
 
@@ -211,10 +242,16 @@ class Quantized(_Stage):
         self.program = programs["fold_zero_points"]
 
     def compile(self, io: str = "float", weights: str | None = None) -> QuantizedModel:
-        """Lowers to `jax.lax` integers; see `quantize` for the arguments."""
+        """Lowers to `jax.lax` integers; see `quantize` for the arguments.
+
+        Raises:
+          RecipeError: an option is unknown, or `io="int"` with an input or a result that has no codes.
+        """
         check_choice("io", io, ("float", "int"))
         check_choice("weights", weights, (None, "constant", "argument"))
         manager = _branched(self._manager)
+        if io == "int" and not self.program.notes["islands"]:
+            _refuse_uncoded(self.program)
         lowered = manager.run("lower", self.program, lambda p: lax_int.lower(p, io))
         if io == "int" and not lowered.notes["islands"] and (found := census.float_avals(lowered)):
             raise VerificationError(f"the integer program holds {len(found)} float values, such as {found[0].aval}")

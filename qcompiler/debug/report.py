@@ -44,8 +44,8 @@ class PassRecord:
 class Report:
     """Attributes:
 
-    islands: what stays float, in program order.
-    integer_mac_share: multiply-adds done in integers, 0 to 1; 1 where there are none.
+    islands: what stays float, in program order; before types are assigned, as far as it is known.
+    integer_mac_share: multiply-adds done in integers, 0 to 1; 1 where there are none; None before types are assigned.
     qdq_pairs_before: quantize/dequantize pairs that a placement per op would have had.
     qdq_pairs_after: pairs left between integer ops.
     integer_ops: equations of the final program with integer results.
@@ -58,7 +58,7 @@ class Report:
     """
 
     islands: tuple[Island, ...] = ()
-    integer_mac_share: float = 1.0
+    integer_mac_share: float | None = 1.0
     qdq_pairs_before: int = 0
     qdq_pairs_after: int = 0
     integer_ops: int = 0
@@ -70,16 +70,21 @@ class Report:
     dump: str | None = None
 
     @property
-    def integer_only(self) -> bool:
-        """Whether everything between the entry and the exit is integers."""
-        return not self.islands
+    def integer_only(self) -> bool | None:
+        """Whether everything between the entry and the exit is integers; None before types are assigned."""
+        return None if self.integer_mac_share is None else not self.islands
 
     def __str__(self) -> str:
-        lines = [
-            f"integer only         {'yes' if self.integer_only else 'no'}",
-            f"islands              {len(self.islands)}",
-            f"multiply-adds        {self.integer_mac_share:.1%} in integers",
-            f"QDQ pairs            {self.qdq_pairs_before} per op before, {self.qdq_pairs_after} left",
+        if self.integer_mac_share is None:
+            lines = ["integer only         undecided: the model is not quantized yet"]
+        else:
+            lines = [
+                f"integer only         {'yes' if self.integer_only else 'no'}",
+                f"islands              {len(self.islands)}",
+                f"multiply-adds        {self.integer_mac_share:.1%} in integers",
+                f"QDQ pairs            {self.qdq_pairs_before} per op before, {self.qdq_pairs_after} left",
+            ]
+        lines += [
             f"ops                  {self.integer_ops} integer, {self.float_ops} float",
             f"weights              {self.float_weight_bytes:,} bytes before, {self.weight_bytes:,} after",
         ]

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler.numerics import fixed_point
+from qcompiler.numerics import fixed_point, types
+from qcompiler.numerics.ranges import Estimator, RangeStats
 from qcompiler.numerics.types import QuantType
 
 
@@ -24,6 +25,18 @@ class Encoding:
     type: QuantType
     scale: np.ndarray
     zero_point: np.ndarray
+
+    @classmethod
+    def of_stats(cls, stats: RangeStats, qtype: QuantType, estimator: Estimator) -> Encoding:
+        """The encoding per tensor that an estimator chooses; of no values at all, that of zeros.
+
+        Raises:
+          QuantizationError: the range is too wide or too narrow for a float32 scale.
+        """
+        low, high = 0.0, 1.0
+        if stats.count and max(-stats.min, stats.max) >= types.SMALLEST_NORMAL:
+            low, high = estimator.estimate(stats, qtype.qmin, qtype.qmax, qtype.symmetric)
+        return cls(qtype, *types.scale_and_zero_point(low, high, qtype))
 
     def quantize(self, x: Any) -> np.ndarray:
         """Codes of a real array, by the same rounding as the compiled program; dtype `type.dtype`."""

@@ -30,8 +30,10 @@ class QuantType:
     narrow_range: bool = False
 
     def __post_init__(self) -> None:
-        if not (2 <= self.bits <= 16 or self.bits == 32):
-            raise QuantizationError(f"a quantized type has 2 to 16 bits, or 32 for a bias; got {self.bits}")
+        if not isinstance(self.bits, int) or not (2 <= self.bits <= 16 or self.bits == 32):
+            raise QuantizationError(f"a quantized type has 2 to 16 bits, or 32 for a bias; got {self.bits!r}")
+        if not isinstance(self.axis, tuple) or not all(isinstance(a, int) and a >= 0 for a in self.axis):
+            raise QuantizationError(f"axis is a tuple of positions from 0 up, such as (3,); got {self.axis!r}")
 
     @property
     def qmin(self) -> int:
@@ -69,23 +71,26 @@ INDEX = QuantType(12)
 #: Bias at the accumulator's scale.
 BIAS = QuantType(32, symmetric=True)
 
-#: Scales below this are raised to it: 1/scale and products of two scales must stay normal float32 numbers.
-SMALLEST_SCALE = 2.0**-60
+#: A scale and its reciprocal must be normal float32 numbers, with room for steps of it and for products with others.
+SMALLEST_SCALE = 2.0**-100
 LARGEST_SCALE = 2.0**60
+#: Smaller numbers are zeros: float32 arithmetic on CPUs and GPUs flushes them.
+SMALLEST_NORMAL = 2.0**-126
 
 
 def scale_and_zero_point(low: Any, high: Any, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
     """Scale (float32) and zero point (int32) that cover [low, high], zero always representable exactly.
 
     Affine: s = (high - low) / (qmax - qmin), z = round(qmin - low / s) (gemmlowp, Jacob et al. 2018, section 2.1);
-    symmetric: s = max(-low, high) / qmax, z = 0.
+    symmetric: s = max(-low, high) / qmax, z = 0. Zeros alone get the scale 1. Of several channels,
+    those next to zero beside the largest get `SMALLEST_SCALE`.
 
     Args:
       low, high: real numbers or arrays of them, low <= 0 <= high after including zero.
       qtype: bits, symmetry, range.
 
     Raises:
-      QuantizationError: a bound is NaN or infinite, or the range is too wide for float32.
+      QuantizationError: a bound is NaN or infinite, or the range is too wide or too narrow for float32.
     """
     low = np.minimum(np.asarray(low, np.float64), 0.0)
     high = np.maximum(np.asarray(high, np.float64), 0.0)
@@ -100,7 +105,12 @@ def scale_and_zero_point(low: Any, high: Any, qtype: QuantType) -> tuple[np.ndar
             f"the range [{low.min():g}, {high.max():g}] is too wide: its scale would overflow float32"
         )
     # A constant zero has no range; any scale represents it, and 1 keeps multipliers ordinary.
-    scale = np.where(scale == 0.0, 1.0, np.maximum(scale, SMALLEST_SCALE)).astype(np.float32)
+    zeros = np.maximum(-low, high) < SMALLEST_NORMAL
+    if not zeros.all() and scale.max() < SMALLEST_SCALE:
+        raise QuantizationError(
+            f"the range [{low.min():g}, {high.max():g}] is too narrow: its scale would underflow float32"
+        )
+    scale = np.where(zeros, 1.0, np.maximum(scale, SMALLEST_SCALE)).astype(np.float32)
     if qtype.symmetric:
         return scale, np.zeros(scale.shape, np.int32)
     zero = np.clip(np.rint(qtype.qmin - low / scale.astype(np.float64)), qtype.qmin, qtype.qmax)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import qcompiler as qc
 from qcompiler.debug import report
 from qcompiler.debug.report import Island, PassRecord, Report
 from qcompiler.ir.tracing import trace
@@ -50,6 +51,24 @@ def test_the_table():
     assert lines[-2].split() == "sort <top level> model.py:3 (f) (25.0%) primitive has no integer rule yet".split()
     assert "block/gate" in lines[-1] and any(line.split() == ["dumps", "here"] for line in lines)
     assert [line.split()[0] for line in lines if " s  " in line] == ["trace", "fuse"]
+
+
+def test_nothing_is_claimed_before_types_are_assigned():
+    undecided = Report(integer_mac_share=None)
+    assert undecided.integer_only is None
+    text = str(undecided)
+    assert "undecided" in text and "yes" not in text and "%" not in text and "QDQ" not in text
+
+
+def test_stages_report_what_is_decided():
+    traced = qc.trace(lambda p, x: jnp.sort(x @ p["w"]), X, params={"w": W})
+    calibrated = traced.calibrate([X])
+    for stage in (traced, calibrated):
+        assert stage.report.integer_only is None and "undecided" in str(stage.report)
+    assert [i.primitive for i in calibrated.report.islands] == ["sort"]
+    quantized = calibrated.quantize()
+    assert quantized.report.integer_only is False and quantized.report.integer_mac_share == 1.0
+    assert "integer only         no" in str(quantized.report)
 
 
 def test_islands_with_their_share_of_the_work():
