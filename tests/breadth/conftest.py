@@ -51,7 +51,9 @@ def draw(kind: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 def _randomized(tree: Any) -> Any:
     """Biases, norms and slopes away from their initial zeros and ones, by little; statistics stay positive."""
     rng = np.random.default_rng(11)
-    jitter = lambda a: (np.asarray(a) * rng.uniform(0.5, 1.5, a.shape) + rng.uniform(0.02, 0.2, a.shape)).astype(a.dtype)
+    jitter = lambda a: (np.asarray(a) * rng.uniform(0.5, 1.5, a.shape) + rng.uniform(0.02, 0.2, a.shape)).astype(
+        a.dtype
+    )
     floating = lambda a: np.issubdtype(a.dtype, np.floating)
     return jax.tree.map(lambda a: jitter(a) if floating(a) else a, tree)
 

@@ -18,7 +18,9 @@ PREPARATIONS = {
     "to-unit": lambda x: x.astype(jnp.float32) / 255,
     "to-symmetric": lambda x: x.astype(jnp.float32) / 127.5 - 1,
     "float-alone": lambda x: x.astype(jnp.float32),
-    "standardized": lambda x: (x.astype(jnp.float32) / 255 - np.float32([0.485, 0.456, 0.406])) / np.float32([0.2, 0.3, 0.25]),
+    "standardized": lambda x: (
+        (x.astype(jnp.float32) / 255 - np.float32([0.485, 0.456, 0.406])) / np.float32([0.2, 0.3, 0.25])
+    ),
     "cast-by-lax": lambda x: lax.convert_element_type(x, jnp.float32) * np.float32(1 / 255),
     "jnp-float32": lambda x: jnp.float32(x) / 255,
 }

@@ -111,11 +111,12 @@ def statistics(n, seed=0):
 HAND_WRITTEN = {
     "textbook": lambda x, s: (x - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * s["scale"] + s["bias"],
     "scale-and-shift": lambda x, s: (
-        x * (s["scale"] / jnp.sqrt(s["var"] + 1e-5))
-        + (s["bias"] - s["mean"] * s["scale"] / jnp.sqrt(s["var"] + 1e-5))
+        x * (s["scale"] / jnp.sqrt(s["var"] + 1e-5)) + (s["bias"] - s["mean"] * s["scale"] / jnp.sqrt(s["var"] + 1e-5))
     ),
     "rsqrt-first": lambda x, s: s["scale"] * ((x - s["mean"]) * lax.rsqrt(s["var"] + 1e-5)) + s["bias"],
-    "jax-nn-standardize": lambda x, s: jax.nn.standardize(x, mean=s["mean"], variance=s["var"]) * s["scale"] + s["bias"],
+    "jax-nn-standardize": lambda x, s: (
+        jax.nn.standardize(x, mean=s["mean"], variance=s["var"]) * s["scale"] + s["bias"]
+    ),
     "negative-scale": lambda x, s: s["bias"] - (x - s["mean"]) * s["scale"],
 }
 

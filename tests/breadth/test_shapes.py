@@ -112,7 +112,9 @@ JOINS = {
     "stack-last": lambda x, y: jnp.stack([x, y, x], axis=-1),
     "interleave": lambda x, y: jnp.stack([x, y], axis=-1).reshape(*x.shape[:-1], -1),
     "concatenate-with-constant": lambda x, y: jnp.concatenate([x, jnp.ones_like(y), y], axis=-1),
-    "concatenate-with-zeros": lambda x, y: jnp.concatenate([x, jnp.zeros_like(y[..., :2])], axis=-1) * 1 + x[:, :1, :1, :1],
+    "concatenate-with-zeros": lambda x, y: (
+        jnp.concatenate([x, jnp.zeros_like(y[..., :2])], axis=-1) * 1 + x[:, :1, :1, :1]
+    ),
 }
 
 
