@@ -1,8 +1,8 @@
 """ConvNeXt (Liu et al. 2022, arXiv:2201.03545) without its layer norms, as an nnx module.
 
-A depthwise 7x7 convolution, then an inverted bottleneck of two dense layers over channels with GELU between them, scaled
-per channel and added to the block's input. Without norms the scale also keeps the residual stream from growing, as in
-SkipInit (De and Smith 2020, arXiv:2002.10444).
+A depthwise 7x7 convolution, then an inverted bottleneck of two dense layers over channels with GELU between them,
+scaled per channel and added to the block's input. Without norms the scale also keeps the residual stream from growing,
+as in SkipInit (De and Smith 2020, arXiv:2002.10444).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """DenseNet (Huang et al. 2017, arXiv:1608.06993) as a linen module.
 
-Each layer reads all maps before it, joined along channels; norm and activation stand before the convolutions, so that one
-map is normalized anew by every layer that reads it.
+Each layer reads all maps before it, joined along channels; norm and activation stand before the convolutions, so that
+one map is normalized anew by every layer that reads it.
 """
 
 from collections.abc import Sequence

@@ -18,9 +18,9 @@ class VGG(nn.Module):
       classes: number of outputs.
       norm: put BatchNorm behind every convolution, which the paper does not have.
 
-    `__call__(x, train=False)` maps images `float32[n, height, width, channels]`, always of the size that the weights were
-    made with, to logits `float32[n, classes]`; with `norm` and `train=True` make `batch_stats` mutable. Dropout, which
-    only training uses, is left out.
+    `__call__(x, train=False)` maps images `float32[n, height, width, channels]`, always of the size that the weights
+    were made with, to logits `float32[n, classes]`; with `norm` and `train=True` make `batch_stats` mutable. Dropout,
+    which only training uses, is left out.
     """
 
     stage_sizes: Sequence[int] = _STAGES[16]

@@ -55,7 +55,7 @@ def test_layouts(compiled, layout, strides, padding):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_asymmetric_padding_with_a_zero_point(compiled, layout):
-    """Every dimension padded differently on both sides; borders are wrong if padded with any code but the zero point's."""
+    """Every dimension padded differently on both sides; only the zero point's code gives the right borders."""
     shape, kernel = SHAPES[layout]
     padding = [(1, 2), (0, 3), (2, 0)][: len(shape) - 1]
     fun, params = conv(layout, kernel, 1, padding)

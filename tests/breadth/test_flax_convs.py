@@ -104,6 +104,12 @@ def test_nnx_weight_norm(compiled):
     assert compiled(layer, (6, 5, 4)).kinds() == ["conv"]
 
 
+def test_nnx_spectral_norm(compiled):
+    conv = nnx.Conv(4, 6, (3, 3), rngs=nnx.Rngs(0))
+    layer = nnx.SpectralNorm(conv, update_stats=False, error_on_non_matrix=False, rngs=nnx.Rngs(1))
+    assert compiled(layer, (6, 5, 4)).kinds() == ["conv"]
+
+
 class StandardizedConv(nnx.Conv):
     """A convolution whose kernel has mean 0 and deviation 1 per output channel (Qiao et al. 2019, arXiv:1903.10520)."""
 

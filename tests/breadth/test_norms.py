@@ -1,4 +1,4 @@
-"""BatchNorm in evaluation, as linen, nnx and hand-written code spell it, where folding applies and where it does not."""
+"""BatchNorm in evaluation, as linen, nnx and hand-written code spell it, where it can be folded and where not."""
 
 import jax
 import jax.numpy as jnp
