@@ -231,7 +231,7 @@ def _variables(module: nnx.Module) -> dict[str, Any]:
 
 
 def _normalized_in_place(module: nnx.Module) -> Iterator[str]:
-    """Paths of the weights that nnx's wrappers overwrite in every call, with what they compute from these weights alone.
+    """Paths of the weights that nnx's wrappers overwrite in every call with what they compute from these alone.
 
     `nnx.WeightNorm` and `nnx.SpectralNorm` hand the normalized kernel to the layer that they wrap by writing it there.
     """

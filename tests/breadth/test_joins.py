@@ -15,6 +15,21 @@ def dense(x, n, seed=0):
     return x @ w.astype(np.float32)
 
 
+def groups(table):
+    """Six in a program: compiling takes longer than running."""
+    return [list(table)[k : k + 6] for k in range(0, len(table), 6)]
+
+
+def together(table, names):
+    """One function of all, with kernels of their own, so that they share no product."""
+
+    def fun(x, y):
+        own = lambda k: lambda x, n, seed=0: dense(x, n, 10 * k + seed)
+        return {name: table[name](own(k), x, y) for k, name in enumerate(names)}
+
+    return fun
+
+
 # Sums
 
 ACTIVATIONS = {
@@ -40,81 +55,81 @@ def test_sum_of_many(compiled, name):
 
 
 SUMS = {
-    "python-sum": lambda x, y: sum([x, y, dense(x, 6)]),
-    "sum-of-stack": lambda x, y: jnp.sum(jnp.stack([x, y]), axis=0),
-    "mean-of-stack": lambda x, y: jnp.mean(jnp.stack([x, y, -x]), axis=0),
-    "mean-of-two": lambda x, y: (x + y) / 2,
-    "linear-interpolation": lambda x, y: x + 0.25 * (y - x),
-    "scaled-residual": lambda x, y: x + 0.1 * dense(y, 6),
-    "layer-scale": lambda x, y: x + np.float32([0.1, 0.2, 0.3, -0.1, 1, 0]) * dense(y, 6),
-    "pre-activation": lambda x, y: x + dense(jax.nn.relu(dense(jax.nn.relu(y), 6)), 6),
-    "reversible": lambda x, y: (x + dense(y, 6), y + dense(x + dense(y, 6), 6)),
-    "broadcast-row": lambda x, y: x + y[:, :1],
-    "broadcast-map": lambda x, y: x + dense(jnp.mean(y, axis=(1, 2), keepdims=True), 6),
-    "broadcast-vector": lambda x, y: x + jnp.mean(y, axis=(1, 2))[:, None, None],
-    "broadcast-channel": lambda x, y: jax.nn.relu(x - dense(y, 1)),
-    "outer-sum": lambda x, y: x[:, :, :1] + y[:, :1],
-    "subtract-mean": lambda x, y: x - y.mean(axis=(1, 2), keepdims=True),
-    "subtract-own-mean": lambda x, y: x - x.mean(axis=-1, keepdims=True),
+    "python-sum": lambda dense, x, y: sum([x, y, dense(x, 6)]),
+    "sum-of-stack": lambda dense, x, y: jnp.sum(jnp.stack([x, y]), axis=0),
+    "mean-of-stack": lambda dense, x, y: jnp.mean(jnp.stack([x, y, -x]), axis=0),
+    "mean-of-two": lambda dense, x, y: (x + y) / 2,
+    "linear-interpolation": lambda dense, x, y: x + 0.25 * (y - x),
+    "scaled-residual": lambda dense, x, y: x + 0.1 * dense(y, 6),
+    "layer-scale": lambda dense, x, y: x + np.float32([0.1, 0.2, 0.3, -0.1, 1, 0]) * dense(y, 6),
+    "pre-activation": lambda dense, x, y: x + dense(jax.nn.relu(dense(jax.nn.relu(y), 6)), 6),
+    "reversible": lambda dense, x, y: (x + dense(y, 6), y + dense(x + dense(y, 6), 6)),
+    "broadcast-row": lambda dense, x, y: x + y[:, :1],
+    "broadcast-map": lambda dense, x, y: x + dense(jnp.mean(y, axis=(1, 2), keepdims=True), 6),
+    "broadcast-vector": lambda dense, x, y: x + jnp.mean(y, axis=(1, 2))[:, None, None],
+    "broadcast-channel": lambda dense, x, y: jax.nn.relu(x - dense(y, 1)),
+    "outer-sum": lambda dense, x, y: x[:, :, :1] + y[:, :1],
+    "subtract-mean": lambda dense, x, y: x - y.mean(axis=(1, 2), keepdims=True),
+    "subtract-own-mean": lambda dense, x, y: x - x.mean(axis=-1, keepdims=True),
 }
 
 
-@pytest.mark.parametrize("name", SUMS)
-def test_sums(compiled, name):
-    compiled(SUMS[name], MAP, MAP, sqnr=28)
+@pytest.mark.parametrize("names", groups(SUMS), ids=lambda names: names[0])
+def test_sums(compiled, names):
+    compiled(together(SUMS, names), MAP, MAP, sqnr=28)
 
 
 # Products
 
 PRODUCTS = {
-    "product": lambda x, y: x * y,
-    "product-of-three": lambda x, y: x * y * dense(x, 6),
-    "product-then-relu": lambda x, y: jax.nn.relu(x * y),
-    "product-plus-residual": lambda x, y: x * y + x,
-    "gate": lambda x, y: x * jax.nn.sigmoid(y),
-    "gate-of-products": lambda x, y: dense(x, 4) * jax.nn.sigmoid(dense(y, 4)),
-    "tanh-gate": lambda x, y: jnp.tanh(dense(x, 4)) * jax.nn.sigmoid(dense(y, 4)),
-    "hard-gate": lambda x, y: x * jax.nn.hard_sigmoid(y),
-    "highway": lambda x, y: jax.nn.sigmoid(y) * dense(x, 6) + (1 - jax.nn.sigmoid(y)) * x,
-    "glu": lambda x, y: jax.nn.glu(x),
-    "geglu": lambda x, y: (lambda a, b: a * jax.nn.gelu(b))(*jnp.split(dense(x, 8), 2, axis=-1)),
-    "swiglu": lambda x, y: dense(jax.nn.silu(dense(x, 8)) * dense(x, 8, 1), 4),
-    "simple-gate": lambda x, y: x[..., :3] * x[..., 3:],
-    "channel-gate": lambda x, y: x * jax.nn.sigmoid(jnp.mean(y, axis=(1, 2), keepdims=True)),
-    "spatial-gate": lambda x, y: x * jax.nn.sigmoid(dense(y, 1)),
-    "outer-product": lambda x, y: x[:, :, :1] * y[:, :1],
-    "film": lambda x, y: x * (1 + jnp.mean(y, (1, 2))[:, None, None]) + jnp.max(y, (1, 2))[:, None, None],
-    "difference-squared": lambda x, y: jnp.square(x - y),
-    "self-product": lambda x, y: x * jax.nn.relu(x),
-    "quotient-by-softplus": lambda x, y: x / (1 + jax.nn.softplus(y)),
-    "einsum-hadamard": lambda x, y: jnp.einsum("bhwc,bhwc->bhwc", x, y),
-    "einsum-gate": lambda x, y: jnp.einsum("bhwc,bc->bhwc", x, jax.nn.sigmoid(jnp.mean(y, (1, 2)))),
+    "product": lambda dense, x, y: x * y,
+    "product-of-three": lambda dense, x, y: x * y * dense(x, 6),
+    "product-then-relu": lambda dense, x, y: jax.nn.relu(x * y),
+    "product-plus-residual": lambda dense, x, y: x * y + x,
+    "gate": lambda dense, x, y: x * jax.nn.sigmoid(y),
+    "gate-of-products": lambda dense, x, y: dense(x, 4) * jax.nn.sigmoid(dense(y, 4)),
+    "tanh-gate": lambda dense, x, y: jnp.tanh(dense(x, 4)) * jax.nn.sigmoid(dense(y, 4)),
+    "hard-gate": lambda dense, x, y: x * jax.nn.hard_sigmoid(y),
+    "highway": lambda dense, x, y: jax.nn.sigmoid(y) * dense(x, 6) + (1 - jax.nn.sigmoid(y)) * x,
+    "glu": lambda dense, x, y: jax.nn.glu(x),
+    "geglu": lambda dense, x, y: (lambda a, b: a * jax.nn.gelu(b))(*jnp.split(dense(x, 8), 2, axis=-1)),
+    "swiglu": lambda dense, x, y: dense(jax.nn.silu(dense(x, 8)) * dense(x, 8, 1), 4),
+    "simple-gate": lambda dense, x, y: x[..., :3] * x[..., 3:],
+    "channel-gate": lambda dense, x, y: x * jax.nn.sigmoid(jnp.mean(y, axis=(1, 2), keepdims=True)),
+    "spatial-gate": lambda dense, x, y: x * jax.nn.sigmoid(dense(y, 1)),
+    "outer-product": lambda dense, x, y: x[:, :, :1] * y[:, :1],
+    "film": lambda dense, x, y: x * (1 + jnp.mean(y, (1, 2))[:, None, None]) + jnp.max(y, (1, 2))[:, None, None],
+    "difference-squared": lambda dense, x, y: jnp.square(x - y),
+    "self-product": lambda dense, x, y: x * jax.nn.relu(x),
+    "quotient-by-softplus": lambda dense, x, y: x / (1 + jax.nn.softplus(y)),
+    "einsum-hadamard": lambda dense, x, y: jnp.einsum("bhwc,bhwc->bhwc", x, y),
+    "einsum-gate": lambda dense, x, y: jnp.einsum("bhwc,bc->bhwc", x, jax.nn.sigmoid(jnp.mean(y, (1, 2)))),
 }
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_products(compiled, name):
+@pytest.mark.parametrize("names", groups(PRODUCTS), ids=lambda names: names[0])
+def test_products(compiled, names):
     # Both operands carry the error of one rounding each, and a product of three operands four.
-    compiled(PRODUCTS[name], MAP, MAP, sqnr=28)
+    compiled(together(PRODUCTS, names), MAP, MAP, sqnr=28)
 
 
 # Maxima and selections
 
 CHOICES = {
-    "maximum": lambda x, y: jnp.maximum(x, y),
-    "minimum": lambda x, y: jnp.minimum(x, dense(y, 6)),
-    "maxout": lambda x, y: jnp.maximum(dense(x, 4), dense(x, 4, 1)),
-    "maxout-by-reshape": lambda x, y: jnp.max(dense(x, 8).reshape(*x.shape[:-1], 4, 2), axis=-1),
-    "max-of-stack": lambda x, y: jnp.max(jnp.stack([x, y, 2 * x]), axis=0),
-    "max-feature-map": lambda x, y: jnp.maximum(*jnp.split(x, 2, axis=-1)),
-    "maximum-broadcast": lambda x, y: jnp.maximum(x, y[:, :1, :1]),
-    "relu-of-maximum": lambda x, y: jax.nn.relu6(jnp.maximum(x, y) + 0.5),
+    "maximum": lambda dense, x, y: jnp.maximum(x, y),
+    "minimum": lambda dense, x, y: jnp.minimum(x, dense(y, 6)),
+    "maxout": lambda dense, x, y: jnp.maximum(dense(x, 4), dense(x, 4, 1)),
+    "maxout-by-reshape": lambda dense, x, y: jnp.max(dense(x, 8).reshape(*x.shape[:-1], 4, 2), axis=-1),
+    "max-of-stack": lambda dense, x, y: jnp.max(jnp.stack([x, y, 2 * x]), axis=0),
+    "max-feature-map": lambda dense, x, y: jnp.maximum(*jnp.split(x, 2, axis=-1)),
+    "maximum-broadcast": lambda dense, x, y: jnp.maximum(x, y[:, :1, :1]),
+    "relu-of-maximum": lambda dense, x, y: jax.nn.relu6(jnp.maximum(x, y) + 0.5),
 }
 
 
-@pytest.mark.parametrize("name", CHOICES)
-def test_choices(compiled, name):
-    compiled(CHOICES[name], MAP, MAP)
+@pytest.mark.parametrize("names", groups(CHOICES), ids=lambda names: names[0])
+def test_choices(compiled, names):
+    compiled(together(CHOICES, names), MAP, MAP)
 
 
 def test_maximum_by_selection(compiled):
