@@ -6,11 +6,12 @@ training would leave them, and the running statistics are measured.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import linen, nnx, traverse_util
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -37,6 +38,21 @@ def smooth_images(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array
         grid *= 4
     images -= jnp.mean(images, axis=(1, 2, 3), keepdims=True)
     return images / jnp.std(images, axis=(1, 2, 3), keepdims=True)
+
+
+def _generator(key: jax.Array) -> np.random.Generator:
+    # NumPy's, for jax would compile a sampler for every channel count.
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+
+
+def _draw_affine(draw: np.random.Generator, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """A scale and a bias for each channel."""
+    return 0.35 * np.exp(draw.normal(0, 0.4, channels)), draw.normal(-0.05, 0.2, channels)
+
+
+def _pool(means: list[np.ndarray], variances: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of batches of equal size together."""
+    return np.mean(means, axis=0), np.mean(variances, axis=0) + np.var(means, axis=0)
 
 
 @nnx.jit
@@ -78,12 +94,10 @@ def calibrate_batch_norm(
     if not norms:
         raise ValueError(f"{type(model).__name__} has no BatchNorm with scale and bias to calibrate")
 
-    # Drawn by NumPy, for jax would compile a sampler for every channel count.
     parameter_key, image_key = jax.random.split(key)
-    draw = np.random.default_rng(np.asarray(jax.random.key_data(parameter_key)).ravel())
+    draw = _generator(parameter_key)
     for norm in norms:
-        scale = 0.35 * np.exp(draw.normal(0, 0.4, norm.num_features))
-        bias = draw.normal(-0.05, 0.2, norm.num_features)
+        scale, bias = _draw_affine(draw, norm.num_features)
         norm.scale.set_value(jnp.asarray(scale, norm.scale.get_value().dtype))
         norm.bias.set_value(jnp.asarray(bias, norm.bias.get_value().dtype))
 
@@ -105,8 +119,69 @@ def calibrate_batch_norm(
         model.eval()
 
     for i, norm in enumerate(norms):
-        mean = np.stack([m[i] for m in means])
-        var = np.stack([v[i] for v in variances])
-        norm.mean.set_value(jnp.asarray(np.mean(mean, axis=0)))
-        norm.var.set_value(jnp.asarray(np.mean(var, axis=0) + np.var(mean, axis=0)))
+        mean, var = _pool([m[i] for m in means], [v[i] for v in variances])
+        norm.mean.set_value(jnp.asarray(mean))
+        norm.var.set_value(jnp.asarray(var))
     return model
+
+
+def calibrate_linen_batch_norm(
+    module: linen.Module,
+    variables: Any,
+    key: jax.Array,
+    image_size: int,
+    batches: int = 1,
+    *,
+    batch_size: int = 4,
+    channels: int = 3,
+) -> dict[str, Any]:
+    """`calibrate_batch_norm` for a linen module, which is called with `train=True` to measure.
+
+    Args:
+      module: maps `float32[n, image_size, image_size, channels]` images to something.
+      variables: what `module.init` returned: `{"params": ..., "batch_stats": ...}`.
+      key, image_size, batches, batch_size, channels: as for `calibrate_batch_norm`.
+
+    Returns:
+      New `variables` with other scales, biases, means and variances.
+
+    Raises:
+      ValueError: if the model has no BatchNorm with scale and bias, or `batches` is not positive.
+    """
+    if batches < 1:
+        raise ValueError(f"batches must be at least 1, got {batches}")
+    params = traverse_util.flatten_dict(variables["params"])
+    stats = traverse_util.flatten_dict(variables.get("batch_stats", {}))
+    norms = [path[:-1] for path in stats if path[-1] == "mean"]
+    norms = [path for path in norms if (*path, "scale") in params and (*path, "bias") in params]
+    if not norms:
+        raise ValueError(f"{type(module).__name__} has no BatchNorm with scale and bias to calibrate")
+    parameter_key, image_key = jax.random.split(key)
+    draw = _generator(parameter_key)
+    for path in norms:
+        scale, bias = _draw_affine(draw, stats[*path, "mean"].size)
+        params[*path, "scale"] = jnp.asarray(scale, params[*path, "scale"].dtype)
+        params[*path, "bias"] = jnp.asarray(bias, params[*path, "bias"].dtype)
+    variables = {**variables, "params": traverse_util.unflatten_dict(params)}
+
+    @jax.jit
+    def train(fill: jax.Array, images: jax.Array) -> Any:
+        """Statistics after a training step whose running statistics were `fill` everywhere."""
+        start = jax.tree.map(lambda s: jnp.full_like(s, fill), variables["batch_stats"])
+        return module.apply({**variables, "batch_stats": start}, images, train=True, mutable=["batch_stats"])[1]
+
+    shape = (batch_size, image_size, image_size, channels)
+    measured: dict[Any, list[np.ndarray]] = {path: [] for path in stats}
+    for i in range(batches):
+        images = smooth_images(jax.random.fold_in(image_key, i), shape)
+        # A step leaves momentum * old + (1 - momentum) * batch: from 0 and from 1 as old, both unknowns follow.
+        zero, one = (
+            traverse_util.flatten_dict(jax.device_get(train(jnp.float32(fill), images))["batch_stats"])
+            for fill in (0, 1)
+        )
+        for path, values in measured.items():
+            values.append(zero[path] / (1 - (one[path] - zero[path])))
+    for path in norms:
+        mean, var = _pool(measured[*path, "mean"], measured[*path, "var"])
+        stats[*path, "mean"], stats[*path, "var"] = jnp.asarray(mean), jnp.asarray(np.maximum(var, 0))
+    return {**variables, "batch_stats": traverse_util.unflatten_dict(stats)}

@@ -220,7 +220,10 @@ def _nnx_source(model: nnx.Module, method: Any, apply_kwargs: dict[str, Any]) ->
             out = call(merged, *args, **kwargs, **apply_kwargs)
         finally:
             _scopes.reset(token)
-        _refuse_writes(before, _variables(merged), lines)
+        after = _variables(merged)
+        for path in _normalized_in_place(merged):
+            del after[path]
+        _refuse_writes(before, after, lines)
         return out
 
     return Source(fun, nnx.to_pure_dict(state), _parameter_names(call, 1))
@@ -230,6 +233,18 @@ def _variables(module: nnx.Module) -> dict[str, Any]:
     """Path -> value of every variable."""
     leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module)))
     return {tracing.path_name(path): leaf for path, leaf in leaves}
+
+
+def _normalized_in_place(module: nnx.Module) -> Iterator[str]:
+    """Paths of the weights that nnx's wrappers overwrite in every call with what they compute from these alone.
+
+    `nnx.WeightNorm` and `nnx.SpectralNorm` hand the normalized kernel to the layer that they wrap by writing it there.
+    """
+    for path, part in nnx.iter_modules(module):
+        if isinstance(part, nnx.WeightNorm | nnx.SpectralNorm):
+            inner = nnx.to_pure_dict(nnx.state(part.layer_instance, nnx.Param))
+            for leaf, _ in jax.tree_util.tree_leaves_with_path(inner):
+                yield "/".join([*map(str, path), "layer_instance", tracing.path_name(leaf)])
 
 
 def _refuse_writes(before: Mapping[str, Any], after: Mapping[str, Any], lines: Mapping[str, str]) -> None:
