@@ -1,6 +1,8 @@
 """A small training loop for classifiers: AdamW on a one-cycle schedule, cross-entropy, one jitted step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,9 @@ import optax
 from flax import nnx
 
 from qcompiler.debug.progress import ProgressBar
+from qcompiler.models import cache
+
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 def train(
@@ -18,15 +23,10 @@ def train(
     *,
     epochs: int,
     batch_size: int = 64,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 1e-4,
-    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     seed: int = 0,
-    label: str = "training",
+    **options: Any,
 ) -> list[float]:
-    """Trains a classifier in place and leaves it in evaluation mode.
-
-    On KeyboardInterrupt the exception passes through, and the model holds the weights of the last whole step.
+    """Trains a classifier on a set of images, in place, and leaves it in evaluation mode.
 
     Args:
       model: maps `float32[batch_size, ...]` images to `float32[batch_size, classes]` logits.
@@ -34,11 +34,8 @@ def train(
       labels: `int[n]`.
       epochs: passes over the data.
       batch_size: images in a step.
-      learning_rate: the peak of the one-cycle schedule.
-      weight_decay: decoupled, on arrays of rank 2 and more (neither biases nor norms).
-      augment: `(key, images) -> images` of the same shape and dtype, traced into the step.
       seed: orders the batches and seeds `augment`.
-      label: shown before the progress bar.
+      **options: those of `train_on_batches`.
 
     Returns:
       The mean loss of each epoch.
@@ -50,8 +47,50 @@ def train(
         raise ValueError(f"{len(images)} images but {len(labels)} labels")
     if len(images) < batch_size:
         raise ValueError(f"{len(images)} images do not fill one batch of {batch_size}")
-
     steps = len(images) // batch_size
+    draw = np.random.default_rng(seed)
+    orders = [draw.permutation(len(images))[: steps * batch_size].reshape(steps, batch_size) for _ in range(epochs)]
+    labels = labels.astype(np.int32)
+    batches = lambda epoch: ((images[rows], labels[rows]) for rows in orders[epoch])
+    return train_on_batches(model, batches, epochs=epochs, steps=steps, seed=seed, **options)
+
+
+def train_on_batches(
+    model: nnx.Module,
+    batches: Callable[[int], Iterable[Batch]],
+    *,
+    epochs: int,
+    steps: int,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 1e-4,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    seed: int = 0,
+    label: str = "training",
+    checkpoint: Path | None = None,
+) -> list[float]:
+    """Trains a classifier in place and leaves it in evaluation mode.
+
+    On KeyboardInterrupt the exception passes through, and the model holds the weights of the last whole step.
+
+    Args:
+      model: maps images to `float32[batch, classes]` logits.
+      batches: epoch -> its `steps` batches: images and `int32` labels, of the same shapes every time.
+      epochs: how many; what an epoch is matters to progress and checkpoints only.
+      steps: of an epoch.
+      learning_rate: the peak of the one-cycle schedule.
+      weight_decay: decoupled, on arrays of rank 2 and more (neither biases nor norms).
+      augment: `(key, images) -> images` of the same shape and dtype, traced into the step.
+      seed: of `augment`.
+      label: shown before the progress bar.
+      checkpoint: a file written after every epoch; where it exists, training goes on from there, to the same result as
+        without a break.
+
+    Returns:
+      The mean loss of each epoch.
+
+    Raises:
+      CacheError: the checkpoint is damaged or of another model.
+    """
     schedule = optax.cosine_onecycle_schedule(epochs * steps, learning_rate, pct_start=0.25)
     decayed = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
     transform = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
@@ -71,20 +110,24 @@ def train(
             optimizer.update(model, grads)
         return loss
 
-    order = np.random.default_rng(seed)
     keys = jax.random.split(jax.random.key(seed), epochs * steps)
-    labels = labels.astype(np.int32)
+    both = nnx.Dict(model=model, optimizer=optimizer)
     history: list[float] = []
+    if checkpoint is not None and checkpoint.exists():
+        arrays, notes = cache.load(checkpoint)
+        cache.restore(both, arrays, checkpoint)
+        history = notes["history"]
     progress = ProgressBar(label, epochs)
     model.train()
     try:
-        for epoch in range(epochs):
-            chosen = order.permutation(len(images))[: steps * batch_size].reshape(steps, batch_size)
+        for epoch in range(len(history), epochs):
             losses = [
-                step(model, optimizer, keys[epoch * steps + i], images[rows], labels[rows])
-                for i, rows in enumerate(chosen)
+                step(model, optimizer, keys[epoch * steps + i], images, labels)
+                for i, (images, labels) in enumerate(batches(epoch))
             ]
             history.append(float(np.mean(losses)))
+            if checkpoint is not None:
+                cache.save(checkpoint, cache.arrays_of(both), {"history": history})
             progress.update(epoch + 1, f"loss {history[-1]:.4f}")
     finally:
         model.eval()
