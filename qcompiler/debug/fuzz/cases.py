@@ -1,0 +1,92 @@
+"""What a random program is: steps on arrays, as data that can be printed, saved and made smaller."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from qcompiler.debug.fuzz.steps import STEPS
+from qcompiler.numerics.types import QuantType
+from qcompiler.recipe import Recipe, named
+
+#: Recipes that programs are tried with, by name.
+RECIPES: dict[str, Recipe] = {
+    **{name: named(name) for name in ("default", "litert", "per_tensor")},
+    # Few bits, and a zero point that is none.
+    "narrow": Recipe(
+        weight=QuantType(4, symmetric=True),
+        activation=QuantType(6),
+        stream=QuantType(12),
+        index=QuantType(8, symmetric=True),
+        output=QuantType(7),
+    ),
+    # The other way round: symmetric operands, affine streams, tables of 10 bits.
+    "affine_stream": Recipe(
+        weight=QuantType(8, symmetric=True, narrow_range=True),
+        activation=QuantType(8, symmetric=True),
+        stream=QuantType(16),
+        index=QuantType(10),
+        output=QuantType(16),
+        activation_range="percentile",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of a random program: `name(*(values[k] for k in reads), weights[str(own position)], **options)`."""
+
+    name: str
+    reads: tuple[int, ...]
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
+        return f"{self.name}({', '.join(f'v{k}' for k in self.reads)}{'; ' if options else ''}{options})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A random program, and what it is run with.
+
+    Attributes:
+      origin: how it came about: the command that makes it, or the program that it was shrunk from.
+      recipe: name in `RECIPES`.
+      steps: values 0 to n - 1 are the n inputs, value n + k is the result of step k.
+      weights: str(step) -> name -> array.
+      inputs: arrays; their leading dimension is the batch.
+      results: the values that the program returns.
+      thorough: see `check`.
+    """
+
+    origin: str
+    recipe: str
+    steps: list[Step]
+    weights: dict[str, dict[str, np.ndarray]]
+    inputs: list[np.ndarray]
+    results: list[int]
+    thorough: bool = False
+
+    def __call__(self, weights: Any, *inputs: Any) -> list[Any]:
+        """The program as a JAX function."""
+        values = list(inputs)
+        for k, step in enumerate(self.steps):
+            values.append(STEPS[step.name](*(values[r] for r in step.reads), weights.get(str(k), {}), **step.options))
+        return [values[k] for k in self.results]
+
+    def __str__(self) -> str:
+        first = len(self.inputs)
+        lines = [f"{self.origin} (recipe {self.recipe})"]
+        lines += [f"  v{k} = input {_describe(x)}" for k, x in enumerate(self.inputs)]
+        for k, step in enumerate(self.steps):
+            held = ", ".join(f"{n} {_describe(w)}" for n, w in self.weights.get(str(k), {}).items())
+            lines.append(f"  v{first + k} = {step}" + (f"    # {held}" if held else ""))
+        return "\n".join([*lines, f"  return {', '.join(f'v{k}' for k in self.results)}"])
+
+
+def _describe(array: np.ndarray) -> str:
+    if array.size and array.size <= 4:
+        return f"{array.dtype}{array.shape} {array.ravel().tolist()}"
+    return f"{array.dtype}{array.shape} up to {np.abs(array).max(initial=0):.3g}"

@@ -1,0 +1,97 @@
+"""The steps of random programs: functions of values, of the step's own weights and of its options, written in JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "hard_swish": jax.nn.hard_swish,
+    "leaky_relu": jax.nn.leaky_relu,
+    "softplus": jax.nn.softplus,
+    "elu": jax.nn.elu,
+    "mish": jax.nn.mish,
+    "abs": jnp.abs,
+    "square": jnp.square,
+}
+
+_LAYOUTS = {
+    (3, "last"): ("NWC", "WIO", "NWC"),
+    (4, "last"): ("NHWC", "HWIO", "NHWC"),
+    (5, "last"): ("NDHWC", "DHWIO", "NDHWC"),
+    (3, "first"): ("NCW", "OIW", "NCW"),
+    (4, "first"): ("NCHW", "OIHW", "NCHW"),
+    (5, "first"): ("NCDHW", "OIDHW", "NCDHW"),
+}
+
+
+def _conv(x: Any, held: Any, layout: str = "last", **options: Any) -> Any:
+    """A convolution of any rank; options are those of `lax.conv_general_dilated`."""
+    y = jax.lax.conv_general_dilated(x, held["kernel"], dimension_numbers=_LAYOUTS[x.ndim, layout], **options)
+    if "bias" not in held:
+        return y
+    return y + (held["bias"].reshape(-1, *(1,) * (x.ndim - 2)) if layout == "first" else held["bias"])
+
+
+def _dot(x: Any, held: Any) -> Any:
+    y = x @ held["kernel"]
+    return y + held["bias"] if "bias" in held else y
+
+
+def _sum(*operands: Any) -> Any:
+    """Of two or more values, from the left."""
+    *values, _ = operands
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
+
+
+def _pool(x: Any, held: Any, window: int, stride: int, padding: str, largest: bool = True) -> Any:
+    dims, strides = (1, *(window,) * (x.ndim - 2), 1), (1, *(stride,) * (x.ndim - 2), 1)
+    if largest:
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, dims, strides, padding)
+    return jax.lax.reduce_window(x, jnp.inf, jax.lax.min, dims, strides, padding)
+
+
+def _add_mean(x: Any, held: Any, axes: Sequence[int]) -> Any:
+    return x + jnp.broadcast_to(jnp.mean(x, axes, keepdims=True), x.shape)
+
+
+#: step(*values, weights, **options)
+STEPS: dict[str, Callable[..., Any]] = {
+    "conv": _conv,
+    "conv_1d": _conv,
+    "dot": _dot,
+    "left_dot": lambda x, held: jnp.einsum("ij,bjk->bik", held["kernel"], x),
+    # A product per position, and one over two dimensions.
+    "dot_each": lambda x, held: jnp.einsum("btd,tde->bte", x, held["kernel"]),
+    "dot_all": lambda x, held: jnp.einsum("btd,tde->be", x, held["kernel"]),
+    "attend": lambda x, y, held: jnp.einsum("bik,bjk->bij", x, y),
+    "act": lambda x, held, name: ACTIVATIONS[name](x),
+    "clip": lambda x, held, low, high: jnp.clip(x, low, high),
+    "channel_affine": lambda x, held: x * held["scale"] + held["shift"],
+    "affine": lambda x, held, scale, shift: x * scale + shift,
+    "neg": lambda x, held: -x,
+    "add": _sum,
+    "sub": lambda x, y, held: x - y,
+    "add_mean": _add_mean,
+    "pool": _pool,
+    "mean": lambda x, held, axes: jnp.mean(x, axes),
+    "sum": lambda x, held, axes: jnp.sum(x, axes),
+    "max": lambda x, held, axes: jnp.max(x, axes),
+    "reshape": lambda x, held, shape: x.reshape(x.shape[0], *shape),
+    "transpose": lambda x, held, order: x.transpose(order),
+    "flip": lambda x, held, axis: jnp.flip(x, axis),
+    "slice": lambda x, held, axis, start, stride: jax.lax.slice_in_dim(x, start, x.shape[axis], stride, axis),
+    "cummax": lambda x, held, axis: jax.lax.cummax(x, axis),
+}
