@@ -1,5 +1,6 @@
 """Every form of a conv, a dot and a window sum against plain NumPy in int64, on full-range codes."""
 
+import collections
 import itertools
 
 import jax
@@ -11,6 +12,7 @@ from jax import lax
 from qcompiler.backends.lax_int import depthwise, products, windows
 from qcompiler.ir import _compat
 
+CONV = "conv_general_dilated"
 LAYOUTS = {
     "NHWC": ("NHWC", "HWIO", "NHWC"),
     "NCHW": ("NCHW", "OIHW", "NCHW"),
@@ -70,12 +72,16 @@ def conv_reference(image, kernel, strides, padding, holes, spread, groups):
     return out
 
 
-def primitives(fun, *args):
-    """Counts of the primitives in a traced function."""
-    found = {}
-    for eqn in _compat.open_jaxpr(jax.make_jaxpr(fun)(*args)).eqns:
-        found[eqn.primitive.name] = found.get(eqn.primitive.name, 0) + 1
-    return found
+def equations(fun, *args):
+    """The equations of a traced function; none computes on floats."""
+    eqns = _compat.open_jaxpr(jax.make_jaxpr(fun)(*args)).eqns
+    assert not [v for e in eqns for v in e.outvars if jnp.issubdtype(v.aval.dtype, jnp.inexact)]
+    return eqns
+
+
+def census(eqns):
+    """Name of a primitive -> how many there are; 0 for those that are not."""
+    return collections.Counter(e.primitive.name for e in eqns)
 
 
 def check_conv(
@@ -107,15 +113,17 @@ def check_conv(
     got = jax.jit(fun)(image, weights)
     assert got.dtype == jnp.int32
     np.testing.assert_array_equal(np.asarray(got), expected)
-    assert not [v for v in jax.make_jaxpr(fun)(image, weights).in_avals if v.dtype != np.int8]
-    return primitives(fun, image, weights)
+    eqns = equations(fun, image, weights)
+    # Convs of int8 with groups are wrong on CUDA; on the CPU all but 2-D NHWC without dilation of the image are slow.
+    for eqn in eqns:
+        if eqn.primitive.name == CONV:
+            assert eqn.params["feature_group_count"] == 1 and eqn.params["lhs_dilation"] == (1, 1)
+            assert eqn.params["dimension_numbers"].lhs_spec == (0, 3, 1, 2)
+            assert max(eqn.invars[1].aval.shape[2:]) > 16
+    return census(eqns)
 
 
-FAST = "conv_general_dilated"
-
-
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("multiplier", [1, 2, 5])
+@pytest.mark.parametrize("known, multiplier", [(True, 1), (False, 1), (True, 3)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -137,18 +145,18 @@ FAST = "conv_general_dilated"
     ],
     ids=str,
 )
-def test_depthwise(options, multiplier, known):
-    census = check_conv(**{"channels": 6, "features": 6 * multiplier, "groups": 6, "known": known} | options)
-    assert FAST not in census and "dot_general" not in census
+def test_depthwise(options, known, multiplier):
+    counts = check_conv(**{"channels": 6, "features": 6 * multiplier, "groups": 6, "known": known} | options)
+    assert not counts[CONV] and not counts["dot_general"]
 
 
 def test_depthwise_of_one_channel():
-    assert FAST not in check_conv((6, 5), 1, (3, 3), 1)
+    assert not check_conv((6, 5), 1, (3, 3), 1)[CONV]
 
 
 def test_depthwise_with_a_large_kernel():
-    census = check_conv((12, 12), 3, (13, 13), 3, groups=3)
-    assert FAST not in census and census["mul"] == 169
+    counts = check_conv((12, 12), 3, (13, 13), 3, groups=3)
+    assert not counts[CONV] and counts["mul"] == 169
 
 
 def test_products_of_a_depthwise_conv_share_int16_where_the_kernel_proves_it():
@@ -183,7 +191,7 @@ def test_depthwise_at_the_ends_of_int16(fill, weight):
         (1, {"channels": 8, "features": 12, "groups": 2}),
         (1, {"channels": 8, "features": 12, "groups": 4, "strides": (2, 2), "batch": 2}),
         (1, {"channels": 40, "features": 20, "groups": 4, "padding": ((1, 0), (0, 2))}),
-        (4, {"channels": 264, "features": 132, "groups": 33, "size": (4, 3)}),
+        (5, {"channels": 264, "features": 132, "groups": 33, "size": (4, 3)}),
         (2, {"channels": 160, "features": 32, "groups": 2, "size": (4, 3)}),
         (1, {"channels": 9, "features": 6, "groups": 3, "layout": "NCHW", "spread": (2, 1)}),
         (1, {"channels": 6, "features": 4, "groups": 2, "size": (8,), "kernel": (3,), "layout": "NWC"}),
@@ -195,29 +203,11 @@ def test_depthwise_at_the_ends_of_int16(fill, weight):
 )
 def test_grouped(convs, options):
     """Neighbouring groups share a conv, up to 640 products per output; a dilated image has one per phase."""
-    census = check_conv(**{"size": (7, 6), "kernel": (3, 3)} | options)
-    assert census.get(FAST, 0) + census.get("dot_general", 0) == convs
+    counts = check_conv(**{"size": (7, 6), "kernel": (3, 3)} | options)
+    assert counts[CONV] + counts["dot_general"] == convs
 
 
-def test_no_conv_has_groups():
-    params = []
-
-    def record(*args, **options):
-        params.append(options.get("feature_group_count", 1))
-        return original(*args, **options)
-
-    original, lax.conv_general_dilated = lax.conv_general_dilated, record
-    try:
-        check_conv((7, 6), 120, (3, 3), 120, groups=5)
-    finally:
-        lax.conv_general_dilated = original
-    assert params and set(params) == {1}
-
-
-CHANNELS = [(1, 1), (1, 20), (2, 3), (3, 32), (8, 16), (12, 12), (16, 16), (16, 4), (20, 1), (20, 20), (40, 3)]
-
-
-@pytest.mark.parametrize("channels, features", CHANNELS)
+@pytest.mark.parametrize("channels, features", [(3, 20), (8, 16), (16, 4), (20, 20)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -238,9 +228,15 @@ CHANNELS = [(1, 1), (1, 20), (2, 3), (3, 32), (8, 16), (12, 12), (16, 16), (16, 
     ids=str,
 )
 def test_dense(options, channels, features):
-    census = check_conv(channels=channels, features=features, **options)
-    if (channels, features) != (1, 1):
-        assert census.get(FAST, 0) + census.get("dot_general", 0) == 1
+    counts = check_conv(channels=channels, features=features, **options)
+    assert counts[CONV] + counts["dot_general"] == 1
+
+
+@pytest.mark.parametrize("channels, features", [(1, 20), (2, 3), (3, 32), (12, 12), (16, 16), (20, 1), (40, 3)])
+@pytest.mark.parametrize("size, kernel, strides", [((7, 6), (5, 5), (1, 1)), ((11, 12), (7, 7), (2, 2))])
+def test_dense_of_few_channels(size, kernel, strides, channels, features):
+    counts = check_conv(size, channels, kernel, features, strides=strides)
+    assert counts[CONV] + counts["dot_general"] == 1
 
 
 @pytest.mark.parametrize(
@@ -260,8 +256,8 @@ def test_dense(options, channels, features):
 )
 @pytest.mark.parametrize("channels, features", [(3, 20), (20, 5)])
 def test_layouts_and_ranks(options, channels, features):
-    census = check_conv(**{"size": (7, 6), "kernel": (3, 3), "channels": channels, "features": features} | options)
-    assert census.get(FAST, 0) + census.get("dot_general", 0) == 1
+    counts = check_conv(**{"size": (7, 6), "kernel": (3, 3), "channels": channels, "features": features} | options)
+    assert counts[CONV] + counts["dot_general"] == 1
 
 
 @pytest.mark.parametrize("channels, features", [(3, 2), (20, 20)])
@@ -290,13 +286,13 @@ def test_layouts_and_ranks(options, channels, features):
 )
 def test_transposed(options, channels, features):
     options = {"size": (4, 5)} | options
-    census = check_conv(channels=channels, features=features, **options)
-    assert census.get(FAST, 0) + census.get("dot_general", 0) <= int(np.prod(options["holes"]))
+    counts = check_conv(channels=channels, features=features, **options)
+    assert counts[CONV] + counts["dot_general"] <= int(np.prod(options["holes"]))
 
 
 def test_a_transposed_conv_whose_phases_read_the_same_pixels_is_one_dot():
-    census = check_conv((4, 5), 20, (2, 2), 20, holes=(2, 2), padding=((1, 1), (1, 1)))
-    assert census["dot_general"] == 1 and FAST not in census
+    counts = check_conv((4, 5), 20, (2, 2), 20, holes=(2, 2), padding=((1, 1), (1, 1)))
+    assert counts["dot_general"] == 1 and not counts[CONV]
 
 
 def test_a_conv_that_nothing_reaches_and_one_without_results():
@@ -312,7 +308,7 @@ def test_dot(m, k, n):
     numbers = (((1,), (0,)), ((), ()))
     fun = lambda x, w: products.dot(x, w, numbers)
     np.testing.assert_array_equal(np.asarray(jax.jit(fun)(x, w)), x.astype(np.int64) @ w.astype(np.int64))
-    (eqn,) = [e for e in _compat.open_jaxpr(jax.make_jaxpr(fun)(x, w)).eqns if e.primitive.name == "dot_general"]
+    (eqn,) = [e for e in equations(fun, x, w) if e.primitive.name == "dot_general"]
     assert min(eqn.outvars[0].aval.shape) >= 2
 
 
@@ -357,12 +353,9 @@ def test_window_sum(options, dtype):
     expected = conv_reference(wide[None, ..., None], reference, strides, ((0, 0),) * 4, ones, spread, 1)[0, ..., 0]
     assert got.dtype == jnp.int32
     np.testing.assert_array_equal(np.asarray(got), expected)
-    assert not [n for n in primitives(fun, x) if n.startswith("reduce_window")]
+    assert not [e for e in equations(fun, x) if e.primitive.name.startswith("reduce_window")]
 
 
 def test_a_wide_window_takes_few_additions():
-    census = primitives(
-        lambda x: windows.window_sum(x, (1, 100, 1), (1, 1, 1), ((0, 0), (99, 0), (0, 0))),
-        np.zeros((1, 200, 8), np.int32),
-    )
-    assert census["add"] <= 2 * 7
+    fun = lambda x: windows.window_sum(x, (1, 100, 1), (1, 1, 1), ((0, 0), (99, 0), (0, 0)))
+    assert census(equations(fun, np.zeros((1, 200, 8), np.int32)))["add"] <= 2 * 7
