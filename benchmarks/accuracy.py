@@ -1,6 +1,6 @@
 """What int8 costs in accuracy: trained networks on procedural pictures that neither training nor calibration saw.
 
-    python benchmarks/accuracy.py --models resnet mobilenet_v2 --images 50000 --json accuracy.json
+    python -m benchmarks.accuracy --models resnet mobilenet_v2 --images 50000 --json accuracy.json
 
 Networks are trained the first time and cached (`QCOMPILER_CACHE`), and so are the logits: a run that was interrupted
 goes on where it was. Lost points carry a paired 95 % interval: over the images, d is 1 where only float is right, -1
