@@ -74,21 +74,21 @@ def test_refuses_what_it_does_not_compute():
 
 
 def test_a_model_changes_its_way_and_keeps_its_function():
-    model = mobilenet.MobileNetV2(0.25, 5, plan="small", rngs=nnx.Rngs(0))
-    model.eval()
-    x = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 16, 16, 3)).astype(np.float32))
+    block = mobilenet.InvertedResidual(8, 8, rngs=nnx.Rngs(0))
+    block.eval()
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 9, 8)).astype(np.float32))
 
-    def run(model):
-        program = jax.make_jaxpr(lambda x: model(x))(x)
-        grouped = sum(e.params.get("feature_group_count", 1) > 1 for e in program.eqns)
-        return grouped, np.asarray(nnx.jit(lambda m, x: m(x))(model, x))
+    def run():
+        graphdef, state = nnx.split(block)
+        call = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
+        return str(call.trace(state, x).jaxpr).count("feature_group_count=48"), call(state, x)
 
-    grouped, logits = run(model)
-    assert grouped == 17
-    mobilenet.use_depthwise(model, "shifted")
-    grouped, shifted = run(model)
-    assert grouped == 0
-    # Rounding of 53 layers; BatchNorm has statistics of 0 and 1, so nothing amplifies it.
-    np.testing.assert_allclose(shifted, logits, rtol=0, atol=1e-4 * np.abs(logits).max())
-    mobilenet.use_depthwise(model, "conv")
-    assert run(model)[0] == 17
+    grouped, results = run()
+    mobilenet.use_depthwise(block, "shifted")
+    ungrouped, shifted = run()
+    mobilenet.use_depthwise(block, "conv")
+    assert (grouped, ungrouped, run()[0]) == (1, 0, 1)
+    # Rounding of three layers.
+    np.testing.assert_allclose(shifted, results, rtol=0, atol=4e-6 * float(np.abs(results).max()))
+    with pytest.raises(ValueError, match="depthwise must be one of"):
+        mobilenet.use_depthwise(block, "winograd")
