@@ -24,7 +24,7 @@ def test_round_trip(tmp_path):
     assert os.listdir(path.parent) == ["a.npz"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty", "foreign"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty", "foreign", "single"])
 def test_damaged_files_are_named(tmp_path, damage):
     path = tmp_path / "weights.npz"
     cache.save(path, {"x": np.random.default_rng(0).normal(size=1000)}, {})
@@ -35,6 +35,9 @@ def test_damaged_files_are_named(tmp_path, damage):
     contents = {"cut": whole[:-100], "flipped": whole, "text": b"no archive", "empty": b""}
     if damage == "foreign":
         np.savez(path, x=np.zeros(3))
+    elif damage == "single":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
     else:
         path.write_bytes(contents[damage])
     with pytest.raises(CacheError, match=r"weights\.npz is damaged .* delete it"):
