@@ -46,12 +46,14 @@ class Contender:
       path: file of its logits in the cache.
       make: builds the function from images to logits, and facts to keep about it.
       logits: `float32[n, classes]` of the first n test images.
+      labels: theirs, `int32[n]`.
       facts: JSON values.
     """
 
     path: Path
     make: Callable[[], tuple[Callable[[Any], Any], dict[str, Any]]]
     logits: np.ndarray
+    labels: np.ndarray
     facts: dict[str, Any]
     _predict: Callable[[Any], Any] | None = None
 
@@ -59,19 +61,20 @@ class Contender:
     def of(cls, path: Path, make: Callable[[], Any]) -> Contender:
         """With the logits that are already known."""
         if not path.exists():
-            return cls(path, make, np.empty((0, len(procedural.CLASSES)), np.float32), {})
+            return cls(path, make, np.empty((0, len(procedural.CLASSES)), np.float32), np.empty(0, np.int32), {})
         arrays, facts = cache.load(path)
-        return cls(path, make, arrays["logits"], facts)
+        return cls(path, make, arrays["logits"], arrays["labels"], facts)
 
-    def extend(self, images: np.ndarray) -> None:
+    def extend(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Adds the logits of the next images."""
         if self._predict is None:
             self._predict, self.facts = self.make()
-        self.logits = np.concatenate([self.logits, np.asarray(self._predict(images), np.float32)])
+        logits = np.asarray(self._predict(images), np.float32)
+        self.logits, self.labels = np.concatenate([self.logits, logits]), np.concatenate([self.labels, labels])
 
     def save(self) -> None:
         """Writes the logits to the cache."""
-        cache.save(self.path, {"logits": self.logits}, self.facts)
+        cache.save(self.path, {"logits": self.logits, "labels": self.labels}, self.facts)
 
 
 def evaluate(contenders: list[Contender], count: int, size: int, label: str) -> None:
@@ -83,9 +86,10 @@ def evaluate(contenders: list[Contender], count: int, size: int, label: str) -> 
             lacking = [c for c in contenders if len(c.logits) < last]
             if not lacking:
                 continue
-            images, _ = procedural.examples("test", first, last - first, size=size)
+            images, labels = procedural.examples("test", first, last - first, size=size)
             for contender in lacking:
-                contender.extend(images[len(contender.logits) - first :])
+                done = len(contender.logits) - first
+                contender.extend(images[done:], labels[done:])
                 if number % _SAVE_EVERY == _SAVE_EVERY - 1:
                     contender.save()
             progress.update(last)
@@ -150,14 +154,14 @@ def contenders_of(
     return found
 
 
-def rows(contenders: dict[str, Contender], labels: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The figures of every recipe on the images that both it and float have seen, of which there must be two."""
+def rows(contenders: dict[str, Contender], count: int) -> Iterator[dict[str, Any]]:
+    """The figures of every recipe on the first `count` images, as far as both it and float have seen them."""
     reference = contenders["float"].logits
     for name, contender in contenders.items():
-        n = min(len(reference), len(contender.logits), len(labels))
+        n = min(len(reference), len(contender.logits), count)
         if name == "float" or n < 2:
             continue
-        found = paired_difference(labels[:n], reference[:n], contender.logits[:n])
+        found = paired_difference(contender.labels[:n], reference[:n], contender.logits[:n])
         yield {
             "recipe": name,
             "images": n,
@@ -198,8 +202,7 @@ def main() -> int:
                 evaluate(list(found.values()), options.images, settings.size, f"{name}, seed {seed}")
             except KeyboardInterrupt:
                 interrupted = True
-            _, labels = procedural.examples("test", 0, options.images, size=settings.size)
-            for row in rows(found, labels):
+            for row in rows(found, options.images):
                 figures.append({"model": name, "seed": seed, **row})
                 print(f"{name:<13} {seed:>4} {row['recipe']:<10} {row['images']:>6} {row['float']:>8.2f} "
                       f"{row['int8']:>7.2f} {row['lost']:>7.2f} ± {row['margin']:<5.2f} {row['sqnr_db']:>8.1f} "

@@ -58,6 +58,7 @@ def test_depthwise_layers_are_flax_s_grouped_convolutions():
     assert block.conv_depthwise.conv_general_dilated is jax.lax.conv_general_dilated
 
 
+@pytest.mark.slow
 def test_both_flavours_compute_the_same():
     model = MobileNetV2(0.25, 7, channels=2, plan="small", depthwise="shifted", rngs=nnx.Rngs(0))
     twin = LinenMobileNetV2(0.25, 7, plan="small", depthwise="shifted")
@@ -67,7 +68,9 @@ def test_both_flavours_compute_the_same():
     shapes = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
     assert shapes(variables) == shapes(jax.eval_shape(twin.init, jax.random.key(0), x))
 
-    both = jax.jit(lambda variables, x: (model(x), twin.apply(variables, x)))
+    # Compiled without optimization, in a third of the time.
+    options = {"xla_backend_optimization_level": 0}
+    both = jax.jit(lambda variables, x: (model(x), twin.apply(variables, x)), compiler_options=options)
     ours, theirs = both(variables, x)
     assert ours.shape == (2, 7) and np.ptp(ours) > 1e-3
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
