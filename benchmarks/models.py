@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from qcompiler.models import resnet, statistics
+from qcompiler.models import mobilenet, resnet, statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ MODELS: dict[str, Model] = {
     "resnet50": Model(resnet.resnet50),
     "resnet101": Model(resnet.resnet101),
     "resnet152": Model(resnet.resnet152),
+    "mobilenet_v2": Model(mobilenet.mobilenet_v2, shifted={"depthwise": "shifted"}),
 }
 
 

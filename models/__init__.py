@@ -2,7 +2,8 @@
 
 Where a model comes in both flavours, `Linen`/`linen_` marks that of `flax.linen`. EfficientNet and ConvNeXt are
 `flax.nnx`; DenseNet, VGG and U-Net are `flax.linen`.
-Training and data live in `qcompiler.models.training` and `qcompiler.models.digits`.
+Data lives in `qcompiler.models.procedural` and `qcompiler.models.digits`, training in `qcompiler.models.training`, and
+`qcompiler.models.trained` keeps networks trained on the procedural pictures in a cache.
 """
 
 from qcompiler.models.convnext import ConvNeXt
@@ -10,6 +11,15 @@ from qcompiler.models.densenet import DenseNet
 from qcompiler.models.efficientnet import EfficientNet
 from qcompiler.models.flavours import linen_variables
 from qcompiler.models.mlp import MLP, LinenMLP
+from qcompiler.models.mobilenet import (
+    InvertedResidual,
+    LinenInvertedResidual,
+    LinenMobileNetV2,
+    MobileNetV2,
+    linen_mobilenet_v2,
+    mobilenet_v2,
+    use_depthwise,
+)
 from qcompiler.models.resnet import (
     BasicBlock,
     BottleneckBlock,
@@ -40,25 +50,32 @@ __all__ = [
     "ConvNeXt",
     "DenseNet",
     "EfficientNet",
+    "InvertedResidual",
     "LinenBasicBlock",
     "LinenBottleneckBlock",
+    "LinenInvertedResidual",
     "LinenMLP",
+    "LinenMobileNetV2",
     "LinenResNet",
+    "MobileNetV2",
     "ResNet",
     "UNet",
     "calibrate_batch_norm",
     "calibrate_linen_batch_norm",
+    "linen_mobilenet_v2",
     "linen_resnet18",
     "linen_resnet34",
     "linen_resnet50",
     "linen_resnet101",
     "linen_resnet152",
     "linen_variables",
+    "mobilenet_v2",
     "resnet18",
     "resnet34",
     "resnet50",
     "resnet101",
     "resnet152",
     "smooth_images",
+    "use_depthwise",
     "vgg",
 ]

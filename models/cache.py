@@ -91,8 +91,11 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
       CacheError: the file is damaged, or `save` did not write it.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("no archive of arrays")
+            arrays = {name: archive[name] for name in archive.files}
         notes = json.loads(str(arrays.pop(_NOTES)))
     except FileNotFoundError:
         raise
