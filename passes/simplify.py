@@ -146,7 +146,7 @@ class _Replay:
 def _without_repeats(array: np.ndarray) -> np.ndarray:
     """The array with every dimension along which it repeats, bit for bit, cut to size one."""
     array = np.ascontiguousarray(array)
-    for axis in range(array.ndim):
+    for axis in range(array.ndim if array.size else 0):
         first = array.take([0], axis=axis)
         if (
             array.shape[axis] > 1
