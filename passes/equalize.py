@@ -61,7 +61,19 @@ def equalize(program: Program) -> Program:
         {"first": p.first, "second": p.second, "largest_scale": float(np.exp(_spread(s)))}
         for p, s in zip(pairs, totals, strict=True)
     ]
-    return rewrite(program, lambda *_: None, stage="equalize", weights=updates).note("equalized", note)
+    equalized = rewrite(program, lambda *_: None, stage="equalize", weights=updates).note("equalized", note)
+    return equalized.note("norms", _norms_kept(program, {p.first for p in pairs}))
+
+
+def _norms_kept(program: Program, rescaled: set[str]) -> dict[str, Any]:
+    """What `fold_norms` noted of products whose result still has that distribution."""
+    names = program.weight_of
+    moved = {
+        program.ids[eqn.outvars[0]]
+        for eqn in program.eqns
+        if any(isinstance(v, _compat.Var) and names.get(v) in rescaled for v in eqn.invars)
+    }
+    return {key: norm for key, norm in program.notes.get("norms", {}).items() if key not in moved}
 
 
 def _scale(first: np.ndarray, first_dim: int, second: np.ndarray, second_dim: int) -> np.ndarray:

@@ -21,15 +21,20 @@ from jax import lax
 from qcompiler.ir import _compat, classes, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
-from qcompiler.passes import _canonical
+from qcompiler.passes import _canonical, _norms
 
 
 def simplify(program: Program) -> Program:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Notes `deviations`: weight name -> the standard deviation that it divides by (as a list that broadcasts against the
+    weight), where its value was computed from one: `rsqrt(var + eps) * gamma`, or `sqrt(var + eps)`.
+    """
     constants = Constants(program)
     ids = program.ids
-    return build(
-        lambda builder, *inputs: _Replay(program, constants, ids, builder).run(inputs),
+    deviations: dict[str, Any] = dict(program.notes.get("deviations", {}))
+    simplified = build(
+        lambda builder, *inputs: _Replay(program, constants, ids, builder, deviations).run(inputs),
         program.weights,
         program.input_avals,
         program.signature,
@@ -37,6 +42,7 @@ def simplify(program: Program) -> Program:
         notes=program.notes,
         stage="simplify",
     )
+    return simplified.note("deviations", {n: d for n, d in deviations.items() if n in simplified.weights})
 
 
 class _Constant:
@@ -47,8 +53,11 @@ class _Constant:
 
 
 class _Replay:
-    def __init__(self, program: Program, constants: Constants, ids: dict[Any, str], builder: Builder) -> None:
+    def __init__(
+        self, program: Program, constants: Constants, ids: dict[Any, str], builder: Builder, deviations: dict[str, Any]
+    ) -> None:
         self.program, self.constants, self.ids, self.builder = program, constants, ids, builder
+        self.deviations = deviations
         self.seen: dict[Any, Sequence[Any]] = {}
         self.kept_alive: list[Any] = []
 
@@ -125,14 +134,19 @@ class _Replay:
         if known is not None and known.shape == array.shape:
             return known
         name = self.ids[var].removeprefix("weight:")
-        suffix = "" if array.shape == var.aval.shape else ":" + "x".join(map(str, array.shape))
-        return self.builder.weight(name + suffix, array)
+        name += "" if array.shape == var.aval.shape else ":" + "x".join(map(str, array.shape))
+        if (
+            name not in self.deviations
+            and (deviation := _norms.deviation_of(self.program, self.constants, var)) is not None
+        ):
+            self.deviations[name] = _without_repeats(deviation).tolist()
+        return self.builder.weight(name, array)
 
 
 def _without_repeats(array: np.ndarray) -> np.ndarray:
     """The array with every dimension along which it repeats, bit for bit, cut to size one."""
     array = np.ascontiguousarray(array)
-    for axis in range(array.ndim):
+    for axis in range(array.ndim if array.size else 0):
         first = array.take([0], axis=axis)
         if (
             array.shape[axis] > 1

@@ -45,6 +45,37 @@ def on_weight(array: np.ndarray, eqn: _compat.JaxprEqn, weight: int) -> np.ndarr
     return array.transpose(*rest, *order).reshape(shape)
 
 
+def from_operand(array: np.ndarray, eqn: _compat.JaxprEqn, weight: int) -> np.ndarray | None:
+    """An array that broadcasts against the other operand, laid out to multiply the weight instead; None if it cannot.
+
+    It can where it varies only along dimensions that the weight shares: contracted ones, a dot's batch dimensions, and
+    the channels of a conv (in groups: each output channel meets those of its own group).
+    """
+    rank = eqn.invars[1 - weight].aval.ndim
+    array = np.asarray(array)
+    array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+    if eqn.primitive.name == "conv_general_dilated":
+        numbers, kernel = eqn.params["dimension_numbers"], eqn.invars[1].aval
+        channel, (features, depth) = numbers.lhs_spec[1], numbers.rhs_spec[:2]
+        if eqn.params["batch_group_count"] != 1 or any(n > 1 for k, n in enumerate(array.shape) if k != channel):
+            return None
+        groups = eqn.params["feature_group_count"]
+        own = np.broadcast_to(array.reshape(-1), eqn.invars[0].aval.shape[channel : channel + 1]).reshape(groups, -1)
+        own = np.repeat(own, kernel.shape[features] // groups, axis=0)
+        shape = [1] * kernel.ndim
+        shape[features], shape[depth] = own.shape
+        return (own if features < depth else own.T).reshape(shape)
+    contract, batch = eqn.params["dimension_numbers"]
+    shared = dict(zip((*contract[1 - weight], *batch[1 - weight]), (*contract[weight], *batch[weight]), strict=True))
+    if any(n > 1 and k not in shared for k, n in enumerate(array.shape)):
+        return None
+    shape = [1] * eqn.invars[weight].aval.ndim
+    for k, d in shared.items():
+        shape[d] = array.shape[k]
+    rest = [k for k in range(rank) if k not in shared]
+    return array.transpose(*rest, *sorted(shared, key=shared.__getitem__)).reshape(shape)
+
+
 def channel_dims(anchor: _compat.JaxprEqn, weight: int) -> tuple[int, ...]:
     """Dimensions of the weight that reach the result, each with scales of its own when quantized per channel."""
     return tuple(sorted(weight_dims(anchor, weight).values()))

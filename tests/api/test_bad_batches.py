@@ -5,9 +5,10 @@ import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bad_input import PARAMS, X, at, mlp, quantize, refused
+from bad_input import PARAMS, X, at, mlp, normal, quantize, refused, with_value
 
 import qcompiler as qc
+from qcompiler.debug.report import sqnr_db
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +89,68 @@ def test_a_model_that_does_other_things_at_other_shapes():
         quantize(branches_on_batch, [X, X[:1]])
     with refused(qc.SignatureError, "other operations", "(1, 8)"):
         quantize(branches_on_batch)(X[:1])
+
+
+# Arrays without elements, and without dimensions
+
+
+@pytest.mark.parametrize("batches", [[X[:0], X], [X, X[:0]], [X[:0], X, X[:0], X]], ids=["first", "last", "between"])
+def test_empty_batches_say_nothing(batches):
+    qmodel = quantize(batches=batches)
+    np.testing.assert_array_equal(qmodel(X), quantize()(X))
+    assert np.isfinite(qmodel.report.sqnr_db), "verified on a batch that has elements"
+    assert qmodel(X[:0]).shape == (0, 4)
+
+
+def test_a_mean_over_the_batch_is_not_taken_of_nothing():
+    fun = lambda params, x: jnp.mean(x, axis=0) @ params["w"]
+    qmodel = quantize(fun, [X, X[:0]])
+    # int8 operands leave about 40 dB of a product.
+    assert sqnr_db([qmodel.float(X)], [qmodel(X)]) >= 33
+
+
+@pytest.mark.parametrize("batches", [[X[:0]], [X[:0], X[:0]]], ids=["one", "two"])
+def test_batches_that_are_all_empty(batches):
+    with refused(qc.CalibrationError, f"all {len(batches)} calibration batches are empty", "no elements"):
+        quantize(batches=batches)
+    with refused(qc.CalibrationError, f"all {len(batches)} calibration batches are empty"):
+        qc.trace(mlp, X, params=PARAMS).calibrate(batches)
+
+
+def test_a_bad_batch_keeps_its_number_behind_empty_ones():
+    with refused(qc.CalibrationError, "calibration batch 2", "NaN"):
+        quantize(batches=[X[:0], X, with_value(X, np.nan)])
+
+
+def two_inputs(params, x, y):
+    return x @ params["w"], y * 2.0
+
+
+def test_a_second_input_without_elements():
+    qmodel = quantize(two_inputs, [(X, normal(5, 0))])
+    first, second = qmodel(X, normal(5, 0))
+    assert second.shape == (5, 0) and sqnr_db([qmodel.float(X, normal(5, 0))[0]], [first]) >= 33
+    with refused(qc.CalibrationError, "input:y", "without elements", "add a batch"):
+        qmodel(X, normal(5, 3))
+
+
+def test_weights_without_elements():
+    qmodel = quantize(lambda params, x: (x @ params["w"][:, :0], x @ params["w"]))
+    assert qmodel(X)[0].shape == (5, 0) and sqnr_db([qmodel.float(X)[1]], [qmodel(X)[1]]) >= 33
+
+
+@pytest.mark.parametrize("number", [2.0, np.float32(2.0)], ids=["python", "numpy"])
+def test_scalar_inputs_and_results(number):
+    qmodel = quantize(lambda w, t: jnp.tanh(t * w) + 1.0, [number, 0.3, -0.7], params=np.float32(3.0), strict=True)
+    assert qmodel(number).shape == ()
+    for t in (0.1, -0.4, 1.5):
+        # A table of 4,096 entries over [-0.7, 2] steps by 0.0007, three times that behind the slope.
+        assert abs(float(qmodel(np.float32(t))) - (np.tanh(3 * t) + 1)) < 2e-3
+
+
+def test_scalar_results_of_products_and_sums():
+    qmodel = quantize(lambda params, x: (x @ params["b"][:8], jnp.sum(x * x)), [X[0]])
+    product, square = qmodel(X[0])
+    expected = qmodel.float(X[0])
+    assert product.shape == square.shape == ()
+    assert abs(float(product - expected[0])) < 0.05 and abs(float(square - expected[1])) < 0.05

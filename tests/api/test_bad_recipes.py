@@ -1,5 +1,6 @@
 """Options, recipes and rules that are unknown, contradict each other, or decide nothing."""
 
+import jax.numpy as jnp
 import pytest
 from bad_input import PARAMS, X, mlp, quantize, refused
 
@@ -70,3 +71,74 @@ def test_impossible_recipes():
 def test_rules_that_cannot_be_followed(rule, parts):
     with refused(qc.RecipeError, *parts):
         quantize(recipe=qc.Recipe(rules=(rule,)))
+
+
+FOUR = qc.QuantType(4, symmetric=True)
+
+
+@pytest.mark.parametrize(
+    ("rules", "parts"),
+    [
+        ((qc.Rule(path="first", weight=FOUR), qc.Rule(path="first", keep_float=True)), ("never decides", "first/dot")),
+        ((qc.Rule(weight=FOUR), qc.Rule(path="first")), ("never decides", "before them")),
+        (
+            (qc.Rule(path="first"), qc.Rule(path="second"), qc.Rule(primitive="dot*", keep_float=True)),
+            ("never decides", "second/dot_general#0"),
+        ),
+        ((qc.Rule(path="first"), qc.Rule(path="third", keep_float=True)), ("third", "matches no layer")),
+        ((qc.Rule(primitive="tanh", weight=FOUR),), ("type to the weight of layers that have none", "tanh#0")),
+        ((qc.Rule(primitive="tanh", activation=FOUR),), ("type to the activation of layers that have none",)),
+        ((qc.Rule(primitive="sort", weight=FOUR),), ("matches only what stays float anyway", "sort#0")),
+    ],
+    ids=["same", "star_first", "covered", "keep_nothing", "no_weight", "no_activation", "island"],
+)
+def test_rules_that_decide_nothing(rules, parts):
+    fun = lambda params, x: jnp.tanh(mlp(params, jnp.sort(x)))
+    with refused(qc.RecipeError, *parts):
+        quantize(fun, recipe=qc.Recipe(rules=rules))
+
+
+def test_rules_that_shield_or_repeat_what_is_so_are_fine():
+    fun = lambda params, x: jnp.tanh(mlp(params, jnp.sort(x)))
+    shielded = (
+        qc.Rule(path="first"),
+        qc.Rule(primitive="dot*", weight=FOUR),
+        qc.Rule(primitive="sort", keep_float=True),
+    )
+    recipe = qc.Recipe(rules=shielded)
+    types = qc.trace(fun, X, params=PARAMS, recipe=recipe).calibrate([X]).quantize().program.notes["types"]
+    weight_bits = {region: [t.bits for t in chosen if t is not None and t.axis] for region, chosen in types.items()}
+    assert weight_bits["first/dot_general#0"] == [8] and weight_bits["second/dot_general#0"] == [4]
+
+
+def test_a_rule_cannot_keep_float_and_give_a_type():
+    for types in ({"weight": FOUR}, {"activation": qc.QuantType(8)}):
+        with refused(qc.RecipeError, "'head*'", "float", *types, "drop one"):
+            qc.Rule(path="head*", keep_float=True, **types)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: qc.Recipe(weight=None),
+        lambda: qc.Recipe(activation="int8"),
+        lambda: qc.Recipe(stream=qc.QuantType(32, symmetric=True)),
+        lambda: qc.Recipe(output=qc.QuantType(32, symmetric=True)),
+        lambda: qc.Recipe(weight=qc.QuantType(8, symmetric=True, axis=(0,))),
+        lambda: qc.Recipe(activation=qc.QuantType(8, axis=(1,))),
+        lambda: qc.Recipe(rules=("first",)),
+        lambda: qc.Rule(weight="int4"),
+        lambda: qc.Rule(weight=qc.QuantType(4, symmetric=True, axis=(0,))),
+        lambda: qc.Rule(path=None),
+        lambda: qc.Rule(primitive=3),
+    ],
+)
+def test_recipes_of_the_wrong_kind(make):
+    with refused(qc.RecipeError):
+        make()
+
+
+@pytest.mark.parametrize("arguments", [{"bits": 8.0}, {"bits": "8"}, {"axis": (-1,)}, {"axis": 1}], ids=str)
+def test_types_of_the_wrong_kind(arguments):
+    with refused(qc.QuantizationError, repr(next(iter(arguments.values())))):
+        qc.QuantType(**arguments)
