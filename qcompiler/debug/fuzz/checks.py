@@ -120,7 +120,7 @@ def _region_operands(
 
 
 def _check_simulations(regions: list[Any], folded: list[Any], fused: list[Any], findings: Findings) -> None:
-    """The distance of lowered regions from their bodies, and of the bodies from those before zero points were folded."""
+    """The distance of lowered regions from their bodies, and of these from those before zero points were folded."""
     for (eqn, _, lowered), (simulated, accumulators), (before, accumulators_before) in zip(
         regions, folded, fused, strict=True
     ):
