@@ -311,12 +311,14 @@ class Grower:
         contexts: dict[Any, _Context] = {var: _TOP if classes.is_float(var) else _PREDICATE}
         members: dict[int, _compat.JaxprEqn] = {}
         roles: dict[tuple[int, int], str] = {}
+        # What an anchor reads is stored, whoever else reads it.
+        stored: set[Any] = set()
         anchor = None
         todo = [(-self.order[id(root)], root)]
         queued = {id(root)}
         while todo:
             eqn = heapq.heappop(todo)[1]
-            if eqn is not root and not self.only_inside(eqn.outvars[0], members):
+            if eqn is not root and (eqn.outvars[0] in stored or not self.only_inside(eqn.outvars[0], members)):
                 continue
             reads = self.operands_of(eqn, contexts[eqn.outvars[0]], anchor is None)
             if reads is None:
@@ -325,7 +327,10 @@ class Grower:
             anchor = eqn if self.is_anchor(eqn) else anchor
             for k, (v, read) in enumerate(zip(eqn.invars, reads, strict=True)):
                 roles[id(eqn), k] = read if isinstance(read, str) else "term" if classes.is_float(v) else "integer"
-                if isinstance(read, str) or not isinstance(v, _compat.Var):
+                if not isinstance(v, _compat.Var):
+                    continue
+                if isinstance(read, str):
+                    stored.add(v)
                     continue
                 contexts[v] = read.both(contexts.get(v, read))
                 made = self.producer.get(v)

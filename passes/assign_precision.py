@@ -34,7 +34,7 @@ def assign_precision(program: Program, recipe: Any) -> Program:
       `notes["island_type"]`, and `notes["float_regions"]`: ids that the recipe keeps in float.
 
     Raises:
-      RecipeError: a rule decides nothing, or asks for a type that the operand cannot have.
+      RecipeError: a rule decides nothing.
     """
     _check_rules(program, recipe.rules)
     types: dict[str, list[QuantType | None]] = {}
@@ -47,17 +47,14 @@ def assign_precision(program: Program, recipe: Any) -> Program:
         if rule is not None and rule.keep_float:
             keep_float.append(region)
             continue
-        activation = rule.activation if rule and rule.activation else recipe.activation
-        weight = rule.weight if rule and rule.weight else recipe.weight
-        for name, qtype in (("activation", activation), ("weight", weight)):
-            if qtype.bits > 8 or (name == "weight" and not qtype.symmetric):
-                raise RecipeError(f"a rule gives {region} the {name} type {qtype.name}, which has no integer rule yet")
+        activation, weight = _types_of_products(recipe, rule)
         chosen = [_type_of(role, recipe, activation, weight) for role in eqn.params["roles"]]
         position = _regions.weight_position(eqn)
-        if position is not None and recipe.per_channel:
+        if position is not None:
             anchor = _regions.anchor_of(eqn)
             k = _regions.operand_index(eqn, anchor.invars[position])
-            chosen[k] = dataclasses.replace(weight, axis=contraction.channel_dims(anchor, position))
+            granularity = rule.granularity if rule and rule.granularity else recipe.granularity
+            chosen[k] = _of_granularity(weight, anchor, position, granularity.channel_group)
         types[region] = chosen
     constants = Constants(program)
     outputs = [
@@ -87,9 +84,26 @@ def _check_rules(program: Program, rules: Sequence[Any]) -> None:
                 f"{rule} never decides: the first rule that matches a layer does, and earlier rules match all of "
                 f"{_some(matched)}; put it before them, or drop it"
             )
-        for role in ("weight", "activation"):
-            if getattr(rule, role) is not None and not any(role in found for found in decided):
-                raise RecipeError(f"{rule} gives a type to the {role} of layers that have none: {_some(matched)}")
+        for name, role in (("weight", "weight"), ("granularity", "weight"), ("activation", "activation")):
+            if getattr(rule, name) is not None and not any(role in found for found in decided):
+                raise RecipeError(f"{rule} gives a {name} to layers without {role} operands: {_some(matched)}")
+
+
+def _types_of_products(recipe: Any, rule: Any) -> tuple[QuantType, QuantType]:
+    """Types of activations and weights in a layer that a rule (or None) speaks of."""
+    return (rule and rule.activation) or recipe.activation, (rule and rule.weight) or recipe.weight
+
+
+def _of_granularity(weight: QuantType, anchor: _compat.JaxprEqn, position: int, group: int | None) -> QuantType:
+    """The type with the dimensions that have scales of their own, `group` consecutive channels sharing one."""
+    axis = contraction.channel_dims(anchor, position)
+    if group is None or not axis:
+        return weight
+    if group == 1:
+        return dataclasses.replace(weight, axis=axis)
+    dims = contraction.weight_dims(anchor, position)
+    grouped = dims[max(dims)]
+    return dataclasses.replace(weight, axis=axis, block_size=tuple(group if a == grouped else 1 for a in axis))
 
 
 def _type_of(role: str, recipe: Any, activation: QuantType, weight: QuantType) -> QuantType | None:
@@ -118,7 +132,8 @@ def input_types(program: Program, recipe: Any) -> dict[str, QuantType]:
         for eqn, k in [use for v in (var, *observed) for use in program.users.get(v, ())]:
             if not _regions.is_region(eqn):
                 continue
-            qtype = _type_of(eqn.params["roles"][k], recipe, recipe.activation, recipe.weight) or recipe.stream
+            pair = _types_of_products(recipe, recipe.rule_for(eqn.params["id"]))
+            qtype = _type_of(eqn.params["roles"][k], recipe, *pair) or recipe.stream
             known = found.setdefault(program.ids[var], qtype)
             found[program.ids[var]] = max(known, qtype, key=lambda t: t.bits)
     return found

@@ -7,11 +7,18 @@
 Inside, dequantize sinks below the product or sum: the accumulator is exact int32, and its bias is added there. A pair
 between two integer types becomes one requantize. What is left between regions is integers; around islands and at the
 program's ends stand single quantizes and dequantizes.
+
+Codes of more than 8 bits enter a product as two int8 parts, of int16 q - z = 256 (high - z_high) + (low - z_low), each
+with an int32 accumulator of its own, since a single one would overflow; they meet as reals behind it:
+
+    conv q_x q_w      ->      dequantize (conv high q_w) at 256 s  +  dequantize (conv low q_w + q_b) at s
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +54,47 @@ class Codes:
         """q - zero_point, int32."""
         q = self.q.astype(jnp.int32)
         return q if self.type.symmetric else q - self.zero_point
+
+    def factors(self) -> list[tuple[int, Any]]:
+        """(n, x) pairs with q - zero_point = sum of n * x; every x is an int8 code less a zero point, int32.
+
+        Of b > 8 bits there are two, q = 2**n high + low + 2**(n-1) with n = b - 8 and high = q >> n; the zero point is
+        taken apart alike.
+        """
+        n = self.type.bits - 8
+        if not 0 < n <= 8:
+            return [(1, self.shifted())]
+        z = self.zero_point
+        zeros = (None, np.int32(-1 << (n - 1))) if self.type.symmetric else (_high(z, n), _low(z, n))
+        codes = [q.astype(jnp.int8).astype(jnp.int32) for q in (_high(self.q, n), _low(self.q, n))]
+        high, low = (q if z is None else lax.sub_p.bind(q, z) for q, z in zip(codes, zeros, strict=True))
+        return [(1 << n, high), (1, low)]
+
+
+def _high(x: Any, n: int) -> Any:
+    return lax.shift_right_arithmetic_p.bind(x, x.dtype.type(n))
+
+
+def _low(x: Any, n: int) -> Any:
+    """x - 2**n _high(x, n) - 2**(n-1)"""
+    return lax.sub_p.bind(lax.and_p.bind(x, x.dtype.type((1 << n) - 1)), x.dtype.type(1 << (n - 1)))
+
+
+@dataclasses.dataclass
+class Sum:
+    """A real value as a sum of exact int32 accumulators, the one of the finest scale last."""
+
+    parts: list[Codes]
+
+    def real(self, dtype: Any = np.float32) -> Any:
+        """The value as float."""
+        value = functools.reduce(lax.add, [part.real() for part in self.parts])
+        return value if value.dtype == dtype else value.astype(dtype)
+
+    def plus(self, bias: Any) -> Sum:
+        """With an int32 bias of the finest scale."""
+        last = self.parts[-1]
+        return Sum([*self.parts[:-1], dataclasses.replace(last, q=lax.add_p.bind(last.q, bias))])
 
 
 def fuse(program: Program) -> Program:
@@ -142,7 +190,7 @@ class _Fuser:
             (out,) = replay.evaluate(eqn.params["body"], packed.unpack(args), lambda e, xs: rule(e, xs, scale))
             if not classes.is_float(eqn.outvars[0]):
                 return [out]
-            real = out.real() if isinstance(out, Codes) else out
+            real = out.real() if isinstance(out, Codes | Sum) else out
             return [ops.quantize(real, args[s], args[z], qtype) for s, z, qtype in ends]
 
         results = packed.bind(eqn, body)
@@ -214,25 +262,29 @@ class _Results:
 
 
 def _real(atom: Any, value: Any) -> Any:
-    return value.real(atom.aval.dtype) if isinstance(value, Codes) else value
+    return value.real(atom.aval.dtype) if isinstance(value, Codes | Sum) else value
 
 
 def _body_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Sequence[Any] | None:
     """One equation of a region's body on codes: dequantize sinks below products, sums and views."""
     name, params = eqn.primitive.name, eqn.params
-    coded = [v for v in values if isinstance(v, Codes)]
+    coded = [v for v in values if isinstance(v, Codes | Sum)]
     if not coded:
         return _in_float32(eqn, values)
     if name in classes.PRODUCT and len(coded) == 2:
-        return [_exact(contraction.integer_product(name, params, *(v.shifted() for v in values)), accumulator)]
+        pairs = itertools.product(*(v.factors() for v in values))
+        products = [(m * n, contraction.integer_product(name, params, x, y)) for (m, x), (n, y) in pairs]
+        return [Sum([_exact(acc, accumulator if n == 1 else accumulator * np.float32(n)) for n, acc in products])]
     if name == "reduce_sum":
         return [_exact(jnp.sum(values[0].shifted(), axis=params["axes"], dtype=jnp.int32), accumulator)]
     if name in ("reduce_window_sum", "cumsum"):
         return [_exact(*_compat.bind(eqn, [values[0].shifted()]), accumulator)]
     if name == "mul" and len(coded) == 2:
         return [_exact(lax.mul_p.bind(values[0].shifted(), values[1].shifted()), accumulator)]
-    if name == "add" and len(coded) == 2 and all(v.type == BIAS for v in coded):
-        return [_exact(lax.add_p.bind(values[0].q, values[1].q), accumulator)]
+    if name == "add" and {type(v) for v in coded} == {Codes, Sum}:
+        product, other = values if isinstance(values[0], Sum) else values[::-1]
+        if other.type == BIAS:
+            return [product.plus(other.q)]
     if name in classes.IDENTITY or classes.is_float_cast(eqn):
         return [values[0]]
     return _in_float32(eqn, values)
@@ -256,7 +308,7 @@ def _in_float32(eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any]:
 
 def _at_least_float32(value: Any, dtype: Any) -> Any:
     dtype = dtype if dtype.itemsize >= 4 else np.float32
-    return value.real(dtype) if isinstance(value, Codes) else lax.convert_element_type(value, dtype)
+    return value.real(dtype) if isinstance(value, Codes | Sum) else lax.convert_element_type(value, dtype)
 
 
 def _table_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Sequence[Any]:

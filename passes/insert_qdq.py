@@ -236,9 +236,10 @@ class _Inserter:
         self, builder: Builder, eqn: _compat.JaxprEqn, k: int, value: Any, qtype: QuantType, scale: np.ndarray
     ) -> Any:
         var = eqn.invars[k]
-        known, zero = weight_scale(self.constants.value(var), qtype)
+        array = self.constants.value(var)
+        zero = types.zero_point_for(weight_range(array, qtype)[0], scale, qtype)
         name = f"{self.program.ids[var].removeprefix('weight:')}:{qtype.name}"
-        name += "" if np.array_equal(known, scale) else f"@{eqn.params['id']}"
+        name += "" if np.array_equal(weight_scale(array, qtype)[0], scale) else f"@{eqn.params['id']}"
         scale, zero = builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
         return ops.fake_quantize(value, scale, zero, qtype)
 
@@ -278,6 +279,7 @@ class _Inserter:
             return
         codes = fixed_point.quantize_bias(self.constants.value(bias), _regions.accumulator_scale(eqn, scales))
         over = contraction.on_weight(np.abs(codes) / 2.0**30, anchor, position)
+        over = types.over_blocks(np.maximum, np.broadcast_to(over, scales[k].shape), self.types[eqn.params["id"]][k])
         raised = np.minimum(scales[k] * np.maximum(over, 1.0), scales[k].max())
         scales[k] = np.where(over > 1.0, raised, scales[k]).astype(np.float32)
 
@@ -300,10 +302,16 @@ def widest(wanted: list[_Need]) -> _Need:
     return max(wanted, key=lambda need: need.type.bits)
 
 
-def weight_scale(array: np.ndarray, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and zero point of a weight, full rank with size one where shared, from its largest magnitudes."""
+def weight_range(array: np.ndarray, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest elements that share a scale, zero among them; full rank, size one outside of `axis`."""
     rest = tuple(d for d in range(array.ndim) if d not in qtype.axis)
     wide = array.astype(np.float64)
     low, high = wide.min(axis=rest, keepdims=True, initial=0.0), wide.max(axis=rest, keepdims=True, initial=0.0)
-    scale, zero = types.scale_and_zero_point(low, high, qtype)
-    return (scale, zero) if qtype.axis else (scale.reshape(()), zero.reshape(()))
+    if not qtype.axis:
+        return low.reshape(()), high.reshape(())
+    return types.over_blocks(np.minimum, low, qtype), types.over_blocks(np.maximum, high, qtype)
+
+
+def weight_scale(array: np.ndarray, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point of a weight, laid out as `weight_range`, from its extremes."""
+    return types.scale_and_zero_point(*weight_range(array, qtype), qtype)

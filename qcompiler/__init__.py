@@ -24,6 +24,7 @@ from qcompiler.ir import Program as Program
 from qcompiler.numerics.encoding import Encoding as Encoding
 from qcompiler.numerics.types import QuantType as QuantType
 from qcompiler.quantized_model import QuantizedModel as QuantizedModel
+from qcompiler.recipe import Granularity as Granularity
 from qcompiler.recipe import Recipe as Recipe
 from qcompiler.recipe import Rule as Rule
 from qcompiler.stages import Calibrated as Calibrated

@@ -11,12 +11,54 @@ from qcompiler.numerics import ranges
 from qcompiler.numerics.types import ACTIVATION, INDEX, STREAM, WEIGHT, QuantType
 
 
-def _check_type(what: str, qtype: Any) -> None:
-    """Raises `RecipeError` unless it is a type for a whole operand; the compiler sets axes itself."""
+@dataclasses.dataclass(frozen=True)
+class Granularity:
+    """Which elements of a weight share a scale and a zero point.
+
+    Attributes:
+      channel_group: so many consecutive output channels; 1: each has its own; None: all share one, per tensor. Of a
+        weight with several channel dimensions (heads and features), those along the last in the result are grouped.
+
+    Raises:
+      RecipeError: `channel_group` is less than 1.
+    """
+
+    channel_group: int | None = 1
+
+    def __post_init__(self) -> None:
+        if self.channel_group is not None and self.channel_group < 1:
+            raise RecipeError(f"channel_group is a number of channels of at least 1, or None; got {self.channel_group}")
+
+
+#: Granularities that have a name.
+GRANULARITIES = {"tensor": Granularity(channel_group=None), "channel": Granularity()}
+
+#: Most bits of what the integer backend reads: products are of int8 (an int16 activation as two of them), and a table
+#: has at most 4,096 entries.
+MOST_BITS = {"weight": 8, "activation": 16, "stream": 16, "index": 12, "output": 16}
+
+
+def _granularity(which: str | Granularity) -> Granularity:
+    if isinstance(which, Granularity):
+        return which
+    if not isinstance(which, str) or which not in GRANULARITIES:
+        known = ", ".join(map(repr, sorted(GRANULARITIES)))
+        raise RecipeError(f"unknown granularity {which!r}; known: {known}, or pass a qc.Granularity")
+    return GRANULARITIES[which]
+
+
+def _check_type(role: str, what: str, qtype: Any) -> None:
+    """Raises `RecipeError` unless it is a type for a whole operand that the backend has integers for."""
     if not isinstance(qtype, QuantType):
         raise RecipeError(f"the {what} is a qc.QuantType, got {qtype!r}")
+    if qtype.bits > MOST_BITS[role]:
+        most = MOST_BITS[role]
+        raise RecipeError(
+            f"the {what} {qtype.name} has {qtype.bits} bits; the integer backend takes at most {most} there"
+        )
     if qtype.axis:
-        raise RecipeError(f"the {what} has axis={qtype.axis}, which is set per layer: pass per_channel instead")
+        where = "weights get theirs per layer from `granularity`" if role == "weight" else "activations have none"
+        raise RecipeError(f"the {what} has axis={qtype.axis}: {where}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,28 +70,34 @@ class Rule:
       primitive: glob on the primitive (`dot_general`, `conv*`).
       weight: type of the weights, or None for the recipe's.
       activation: type of the operands of products, or None for the recipe's.
+      granularity: of the weights, `tensor`, `channel` or a `Granularity`, or None for the recipe's.
       keep_float: leave the layer in float (an island).
 
     Raises:
-      RecipeError: it keeps a layer in float and gives it types, or an attribute is of the wrong kind.
+      RecipeError: an attribute is of the wrong kind, a type has no integers in the backend, or layers are kept in float
+        and given types as well.
     """
 
     path: str = "*"
     primitive: str = "*"
     weight: QuantType | None = None
     activation: QuantType | None = None
+    granularity: str | Granularity | None = None
     keep_float: bool = False
 
     def __post_init__(self) -> None:
         for name in ("path", "primitive"):
             if not isinstance(getattr(self, name), str):
                 raise RecipeError(f"{name} of a rule is a glob such as 'head*', got {getattr(self, name)!r}")
-        types = {name: qtype for name in ("weight", "activation") if (qtype := getattr(self, name)) is not None}
-        for name, qtype in types.items():
-            _check_type(f"{name} type of a rule", qtype)
+        names = ("weight", "activation", "granularity")
+        types = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if "granularity" in types:
+            object.__setattr__(self, "granularity", _granularity(types["granularity"]))
+        for name in types.keys() - {"granularity"}:
+            _check_type(name, f"{name} type of a rule", types[name])
         if self.keep_float and types:
             raise RecipeError(
-                f"a rule for {self.path!r} keeps layers in float and gives them a type of {', '.join(types)}: "
+                f"a rule for {self.path!r} keeps layers in float and gives them a {', a '.join(types)}: "
                 "drop one of the two"
             )
 
@@ -64,9 +112,11 @@ class Recipe:
     """Types and estimators of a whole program.
 
     Attributes:
-      weight: type of weights of products. `axis` is set per layer from `per_channel`.
-      per_channel: one scale per output channel of a weight, else one per tensor.
-      activation: type of the operands of products.
+      weight: type of weights of products, 2 to 8 bits, symmetric or affine. Affine weights cost a sum over each window
+        of the input at run time. `axis` and `block_size` are set per layer from `granularity`.
+      granularity: which elements of a weight share a scale: `channel`, `tensor`, or a `Granularity`.
+      activation: type of the operands of products, 2 to 16 bits, symmetric or affine. More than 8 bits cost two int8
+        products, and four where both operands are activations.
       stream: type of what lives between products: residual terms, operands of sums and of islands.
       index: type of a table's index.
       output: type of the results.
@@ -75,10 +125,13 @@ class Recipe:
       stream_range: estimator for wider types.
       equalize: cross-layer equalization before quantization; None: only with weights per tensor, which need it.
       rules: overrides, first match wins.
+
+    Raises:
+      RecipeError: a type that the backend has no integers for, or an unknown granularity or estimator.
     """
 
     weight: QuantType = WEIGHT
-    per_channel: bool = True
+    granularity: str | Granularity = "channel"
     activation: QuantType = ACTIVATION
     stream: QuantType = STREAM
     index: QuantType = INDEX
@@ -89,18 +142,9 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        for role, qtype, most in (
-            ("weight", self.weight, 8),
-            ("activation", self.activation, 8),
-            ("index", self.index, 12),
-            ("stream", self.stream, 16),
-            ("output", self.output, 16),
-        ):
-            _check_type(f"{role} type", qtype)
-            if qtype.bits > most:
-                raise RecipeError(f"{role} type has {qtype.bits} bits; the integer backend takes at most {most} there")
-        if not self.weight.symmetric:
-            raise RecipeError("affine weights are not supported yet: use QuantType(bits, symmetric=True)")
+        for role in MOST_BITS:
+            _check_type(role, f"{role} type", getattr(self, role))
+        object.__setattr__(self, "granularity", _granularity(self.granularity))
         for estimator in (self.activation_range, self.stream_range):
             self._estimator(estimator)
         rules = (self.rules,) if isinstance(self.rules, Rule) else tuple(self.rules)
@@ -128,14 +172,19 @@ class Recipe:
     @property
     def equalizes(self) -> bool:
         """Whether the equalize pass runs."""
-        return not self.per_channel if self.equalize is None else self.equalize
+        return self.granularity.channel_group is None if self.equalize is None else self.equalize
 
 
 #: The LiteRT 8-bit rules: every activation in 8 bits, affine per tensor; weights per channel, symmetric, [-127, 127].
 LITERT = Recipe(stream=ACTIVATION, index=ACTIVATION, output=ACTIVATION, activation_range="minmax")
 
-#: The recipes that have a name.
-NAMED = {"default": Recipe(), "litert": LITERT, "per_tensor": Recipe(per_channel=False)}
+#: LiteRT's 16x8 mode: every activation in 16 bits, symmetric; weights in 8. Near float accuracy, at two int8 products
+#: per layer. Tables keep their 12-bit index.
+INT16X8 = Recipe(activation=STREAM)
+
+#: The recipes that have a name. `default`: int8 into products and int16 between them, weights symmetric per channel.
+#: `per_tensor`: one scale per weight, after cross-layer equalization.
+NAMED = {"default": Recipe(), "litert": LITERT, "int16x8": INT16X8, "per_tensor": Recipe(granularity="tensor")}
 
 
 def named(recipe: Any) -> Recipe:

@@ -212,8 +212,8 @@ def test_a_region_that_is_off_is_named(tmp_path, monkeypatch, steps, caught):
     manager, program = _integers(tmp_path)
     true = lax_int.lower_region
 
-    def off(eqn, values, held, weight):
-        results = true(eqn, values, held, weight)
+    def off(eqn, values, held, weight, watch):
+        results = true(eqn, values, held, weight, watch)
         if eqn.params["kind"] != "table":
             return results
         low, high = (np.iinfo(results[0].dtype).min, np.iinfo(results[0].dtype).max)
@@ -234,11 +234,10 @@ def test_folding_that_changes_integers_is_named(tmp_path, monkeypatch):
     manager, program = _integers(tmp_path)
     true = lax_int.lower_region
 
-    def off(eqn, values, held, weight):
-        results = true(eqn, values, held, weight)
+    def off(eqn, values, held, weight, watch):
         products = (e for e in _compat.open_jaxpr(eqn.params["body"]).eqns if e.primitive.name == "dot_general")
         unfolded = any(e.invars[0].aval.dtype == np.int32 for e in products)
-        return [r ^ r.dtype.type(1) for r in results] if unfolded else results
+        return true(eqn, values, held, weight, lambda acc: watch(acc ^ np.int32(1) if unfolded else acc))
 
     monkeypatch.setattr(lax_int, "lower_region", off)
     with pytest.raises(VerificationError, match=r"dot_general#\d+: folding its zero points changed its integers"):

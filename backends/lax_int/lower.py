@@ -75,7 +75,11 @@ def input_codes(program: Program) -> dict[Any, _compat.JaxprEqn]:
 
 
 def lower_region(
-    eqn: _compat.JaxprEqn, values: Sequence[Any], held: Sequence[Any], weight: Callable[[str, np.ndarray], Any]
+    eqn: _compat.JaxprEqn,
+    values: Sequence[Any],
+    held: Sequence[Any],
+    weight: Callable[[str, np.ndarray], Any],
+    watch: Callable[[Any], None] = lambda accumulator: None,
 ) -> list[Any]:
     """The integers of one fused region.
 
@@ -84,6 +88,7 @@ def lower_region(
       values: (traced) operands.
       held: per operand, its array if it is a weight of the program, else None.
       weight: `(name, array) -> traced array`, makes an array a weight.
+      watch: called with every int32 accumulator when it becomes a real.
     """
     context = Context(eqn.params["id"], weight)
     body = eqn.params["body"]
@@ -105,6 +110,8 @@ def lower_region(
             inputs = [read(v) for v in inner.invars]
             if inner.primitive is ops.dequantize_p and isinstance(inputs[0], Int):
                 inputs[0] = _within(inputs[0], inner.params["type"])
+                if inner.params["type"].bits == 32:
+                    watch(inputs[0].x)
             env[inner.outvars[0]] = rules.apply(context, inner, inputs)
     return [read(v).x for v in jaxpr.outvars]
 

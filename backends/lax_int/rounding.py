@@ -77,11 +77,12 @@ def quantize_real(
     the type. `rescale` and the entry are specified in `numerics.fixed_point`.
 
     Bounds of integers, which R depends on: codes have those of their dtype, and where `dequantize` reads them those of
-    their type; sums, differences and elementwise products interval arithmetic. An interval used as one for a whole
-    array is widened to hold 0. It is used so by: views (shape changes, maxima), which have their operand's; a sum of n
-    elements, n times it; padding and concatenation, with what is added; a product of two activations of depth n, n
-    times the extreme corner; a product with a weight w, per channel of the result sum(max(w, 0)) low + sum(min(w, 0))
-    high, and likewise above.
+    their type; converted integers also keep to those of the new dtype; sums, differences, elementwise products and
+    right shifts interval arithmetic; integers with a mask m [0, m]. An interval used as one for a whole array is
+    widened to hold 0. It is used so by: views (shape changes, maxima), which have their operand's; a sum of n elements,
+    n times it; padding and concatenation, with what is added; a product of two activations of depth n, n times the
+    extreme corner; a product with a weight w, per channel of the result sum(max(w, 0)) low + sum(min(w, 0)) high, and
+    likewise above.
 
     Raises:
       OverflowProofError: the constant exceeds 2**30 at g.

@@ -45,9 +45,11 @@ def known(eqn: _compat.JaxprEqn, values: list[Known]) -> Known:
     """An equation on known arrays is computed now."""
     with jax.ensure_compile_time_eval():
         (result,) = _compat.bind(eqn, [jnp.asarray(v.value) for v in values])
-    if eqn.primitive.name == "convert_element_type" and values[0].traced is not None:
-        return Known(np.asarray(result), _compat.bind(eqn, [values[0].traced])[0])
-    return Known(np.asarray(result))
+    result = np.asarray(result)
+    if result.ndim and result.dtype.kind == "i" and any(v.traced is not None for v in values):
+        # Integers made of a weight are made of it at run time too, so that the program does not hold both.
+        return Known(result, _compat.bind(eqn, [traced(v) for v in values])[0])
+    return Known(result)
 
 
 # Integers
@@ -59,7 +61,8 @@ def _convert(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
     if isinstance(x, Int) and classes.is_float(eqn.outvars[0]):
         return Real([Term(Int(lax.convert_element_type(x.x, jnp.int32), x.low, x.high), np.float64(1))])
     if isinstance(x, Int):
-        return Int(_compat.bind(eqn, [x.x])[0], x.low, x.high)
+        least, most = bounds.of_dtype(eqn.outvars[0].aval.dtype)
+        return Int(_compat.bind(eqn, [x.x])[0], np.maximum(x.low, least), np.minimum(x.high, most))
     return x
 
 
@@ -89,6 +92,13 @@ def _multiply(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any
     real, held = (a, b) if isinstance(b, Known) else (b, a)
     factor = held.value.astype(np.float64)
     return real.scaled(1 / factor if eqn.primitive.name == "div" else factor)
+
+
+@rule("shift_right_arithmetic")
+def _shift_right(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
+    x, count = values
+    low, high = (np.right_shift(end, np.int64(count.value)) for end in (x.low, x.high))
+    return Int(_compat.bind(eqn, [x.x, traced(count)])[0], low, high)
 
 
 @rule("neg")
@@ -126,7 +136,9 @@ def _compare(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
 
 @rule(*sorted(classes.LOGIC))
 def _logic(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
-    return Int(_compat.bind(eqn, [traced(v) for v in values])[0], np.int64(0), np.int64(1))
+    # Of integers only `and` with a known mask of the low bits.
+    most = 1 if eqn.outvars[0].aval.dtype == bool else values[1].value
+    return Int(_compat.bind(eqn, [traced(v) for v in values])[0], np.int64(0), np.int64(most))
 
 
 @rule("dot_general", "conv_general_dilated")

@@ -20,7 +20,10 @@ class QuantType:
     Attributes:
       bits: 2 to 16, or 32 for biases and accumulators.
       symmetric: the zero point is 0.
-      axis: dimensions that have a scale of their own, as non-negative positions; empty: one scale per tensor.
+      axis: dimensions that have scales of their own, as non-negative positions; empty: one scale per tensor.
+      block_size: per dimension of `axis`, how many consecutive positions share a scale (the last block may be
+        shorter); empty: 1 each. ONNX and torchao have the name. Arrays of scales and zero points are as long as the
+        dimension all the same, each number repeated over its block, so that they broadcast.
       narrow_range: leave out the most negative code, [-127, 127] at 8 bits, so that negation is exact.
     """
 
@@ -28,12 +31,18 @@ class QuantType:
     symmetric: bool = False
     axis: tuple[int, ...] = ()
     narrow_range: bool = False
+    block_size: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not (2 <= self.bits <= 16 or self.bits == 32):
             raise QuantizationError(f"a quantized type has 2 to 16 bits, or 32 for a bias; got {self.bits!r}")
         if not isinstance(self.axis, tuple) or not all(isinstance(a, int) and a >= 0 for a in self.axis):
             raise QuantizationError(f"axis is a tuple of positions from 0 up, such as (3,); got {self.axis!r}")
+        sizes = self.block_size
+        if sizes and (len(sizes) != len(self.axis) or not all(isinstance(n, int) and n >= 1 for n in sizes)):
+            raise QuantizationError(
+                f"block_size has one positive number per dimension of axis {self.axis}; got {sizes!r}"
+            )
 
     @property
     def qmin(self) -> int:
@@ -52,8 +61,10 @@ class QuantType:
 
     @property
     def name(self) -> str:
-        """Short text: `int8`, `int8s` (symmetric), `int8s[3]` (scale per channel of axis 3)."""
-        axis = f"[{','.join(map(str, self.axis))}]" if self.axis else ""
+        """Short text: `int8`, `int8s` (symmetric), `int8s[3]` (a scale per channel of axis 3), `int8s[3/4]` (per 4)."""
+        sizes = self.block_size or (1,) * len(self.axis)
+        parts = [f"{a}" if n == 1 else f"{a}/{n}" for a, n in zip(self.axis, sizes, strict=True)]
+        axis = f"[{','.join(parts)}]" if parts else ""
         return f"int{self.bits}{'s' if self.symmetric else ''}{'n' if self.narrow_range else ''}{axis}"
 
     def batched(self) -> QuantType:
@@ -111,7 +122,28 @@ def scale_and_zero_point(low: Any, high: Any, qtype: QuantType) -> tuple[np.ndar
             f"the range [{low.min():g}, {high.max():g}] is too narrow: its scale would underflow float32"
         )
     scale = np.where(zeros, 1.0, np.maximum(scale, SMALLEST_SCALE)).astype(np.float32)
+    return scale, zero_point_for(low, scale, qtype)
+
+
+def zero_point_for(low: Any, scale: np.ndarray, qtype: QuantType) -> np.ndarray:
+    """The int32 code of real 0 where steps are of size `scale` and the smallest code stands for about `low` <= 0."""
     if qtype.symmetric:
-        return scale, np.zeros(scale.shape, np.int32)
-    zero = np.clip(np.rint(qtype.qmin - low / scale.astype(np.float64)), qtype.qmin, qtype.qmax)
-    return scale, zero.astype(np.int32)
+        return np.zeros(scale.shape, np.int32)
+    zero = np.rint(qtype.qmin - np.minimum(np.asarray(low, np.float64), 0.0) / scale.astype(np.float64))
+    return np.clip(zero, qtype.qmin, qtype.qmax).astype(np.int32)
+
+
+def over_blocks(reduce: np.ufunc, array: np.ndarray, qtype: QuantType) -> np.ndarray:
+    """An array per channel (size one outside of `axis`), each block of a type reduced and repeated to its old length.
+
+    Args:
+      reduce: `np.minimum`, `np.maximum`.
+      array: numbers per position of the dimensions in `axis`.
+      qtype: whose `axis` and `block_size` count.
+    """
+    for axis, size in zip(qtype.axis, qtype.block_size, strict=False):
+        length = array.shape[axis]
+        if size > 1 and length > 1:
+            starts = np.arange(0, length, size)
+            array = np.repeat(reduce.reduceat(array, starts, axis=axis), np.diff([*starts, length]), axis=axis)
+    return array

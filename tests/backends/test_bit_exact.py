@@ -168,7 +168,7 @@ case(
 )
 NARROW = Recipe(weight=QuantType(4, symmetric=True), activation=QuantType(5), stream=QuantType(11), output=QuantType(6))
 case("few-bits", lambda w, x: jax.nn.relu(x + conv(x, w["w"]) + w["b"]), MAP, SMALL, recipe=NARROW)
-case("per-tensor", lambda w, x: jnp.tanh(conv(x, w["w"]) + w["b"]), MAP, SMALL, recipe=Recipe(per_channel=False))
+case("per-tensor", lambda w, x: jnp.tanh(conv(x, w["w"]) + w["b"]), MAP, SMALL, recipe=Recipe(granularity="tensor"))
 SYMMETRIC = Recipe(
     activation=QuantType(8, symmetric=True), stream=QuantType(8), index=QuantType(8), output=QuantType(8)
 )

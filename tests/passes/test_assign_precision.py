@@ -9,7 +9,7 @@ from jax import lax
 from qcompiler import ops
 from qcompiler.errors import RecipeError
 from qcompiler.numerics.types import ACTIVATION, BIAS, INDEX, STREAM, WEIGHT, QuantType
-from qcompiler.recipe import Recipe, Rule
+from qcompiler.recipe import Granularity, Recipe, Rule
 
 
 def _normal(*shape, seed=0):
@@ -68,7 +68,7 @@ def test_views_have_no_type_of_their_own(passes):
 
 
 def test_weights_per_tensor(passes):
-    roles = _roles(_types(passes, Recipe(per_channel=False)))
+    roles = _roles(_types(passes, Recipe(granularity="tensor")))
     assert {t for (_, role), t in roles.items() if role == "weight"} == {WEIGHT}
 
 
@@ -118,14 +118,38 @@ def test_a_rule_keeps_a_layer_in_float_and_lists_it(passes):
     ("rule", "message"),
     [
         (Rule(path="steam"), "matches no layer; layers are stem/conv_general_dilated#0"),
-        (Rule(path="stem", activation=STREAM), "activation type int16s, which has no integer rule yet"),
-        (Rule(path="head", weight=QuantType(8)), "weight type int8, which has no integer rule yet"),
-        (Rule(path="head", weight=QuantType(12, symmetric=True)), "weight type int12s"),
+        (Rule(path="head*", keep_float=True), "never decides: .* match all of head/mul#0"),
     ],
 )
 def test_rules_that_make_no_sense(passes, rule, message):
     with pytest.raises(RecipeError, match=message):
-        _types(passes, Recipe(rules=(rule,)))
+        _types(passes, Recipe(rules=(Rule(path="head", activation=STREAM), rule)))
+
+
+def test_groups_of_channels(passes):
+    """So many along the last channel dimension of the result; a rule may have its own granularity."""
+    weights = {"w": _normal(2, 8, 4), "h": _normal(8, 2, 6), "l": _normal(8, 4), "c": _normal(3, 3, 8, 8)}
+
+    def fun(p, x):
+        y = lax.conv_general_dilated(
+            x[..., None, :], p["c"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        with jax.named_scope("heads"):
+            heads = jnp.einsum("bik,khd->bihd", x, p["h"])
+        return jnp.einsum("bij,bjk->bik", x, p["w"]), heads, p["l"] @ x[0].T[:4], y
+
+    recipe = Recipe(granularity=Granularity(4), rules=(Rule(path="heads", granularity="tensor"),))
+    roles = _roles(_types(passes, recipe, fun=fun, weights=weights, x=_normal(2, 3, 8)))
+    found = {key: (t.axis, t.block_size) for key, t in roles.items() if key[1] == "weight"}
+    assert found == {
+        ("conv_general_dilated#0", "weight"): ((3,), (4,)),
+        ("heads/dot_general#0", "weight"): ((), ()),
+        ("dot_general#0", "weight"): ((0, 2), (1, 4)),
+        ("dot_general#1", "weight"): ((0,), (4,)),
+    }
+    every = Recipe(granularity=Granularity(4))
+    roles = _roles(_types(passes, every, fun=fun, weights=weights, x=_normal(2, 3, 8)))
+    assert roles["heads/dot_general#0", "weight"].block_size == (1, 4)
 
 
 def test_results_that_are_no_numbers_of_the_program_have_no_type(passes):

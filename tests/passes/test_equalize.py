@@ -191,7 +191,7 @@ def _integer_sqnr(weights, x, equalize):
     def fun(p, x):
         return jax.nn.relu(x @ p["first"] + p["b"]) @ p["second"]
 
-    recipe = qc.Recipe(per_channel=False, equalize=equalize)
+    recipe = qc.Recipe(granularity="tensor", equalize=equalize)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = qc.quantize(fun, [x], params=weights, recipe=recipe)

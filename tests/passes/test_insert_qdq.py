@@ -129,7 +129,7 @@ def test_a_bias_that_does_not_fit_names_layer_and_line(passes):
     with pytest.raises(OverflowProofError, match=r"tiny.*test_insert_qdq\.py:\d+.*does not fit int32.*qc\.Rule"):
         passes(fun, weights, [X], until="insert_qdq")
     with pytest.raises(OverflowProofError):
-        passes(fun, weights, [X], Recipe(per_channel=False), until="insert_qdq")
+        passes(fun, weights, [X], Recipe(granularity="tensor"), until="insert_qdq")
 
 
 @pytest.mark.parametrize("tiny", [0.0, 1e-12, 1e-30])

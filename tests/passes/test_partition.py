@@ -269,6 +269,16 @@ def test_choices_of_several_values_join():
     assert _kinds(program) == ["dot"] and not _islands(program)
 
 
+def test_what_a_product_reads_is_stored_also_where_a_sum_of_the_region_reads_it():
+    def fun(p, x):
+        y = x + jax.nn.relu(x @ p["w"])
+        return y @ p["v"] + y
+
+    program = _partition(fun, X)
+    assert _kinds(program) == ["dot", "linear", "dot"]
+    assert _regions(program)[-1].params["roles"] == ("activation", "weight", "term")
+
+
 def test_a_choice_under_a_sum_is_a_boundary():
     assert _kinds(_partition(lambda p, x: jnp.abs(x @ p["w"]) + x, X)) == ["dot", "linear"]
 

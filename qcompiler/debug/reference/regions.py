@@ -63,7 +63,13 @@ def apply(eqn: Any, values: list[Any]) -> Any:
 
 
 def _convert(eqn: Any, values: list[Any]) -> Any:
-    return values[0].astype(eqn.params["new_dtype"]) if known(values[0]) else values[0]
+    x, dtype = values[0], eqn.params["new_dtype"]
+    if known(x):
+        return x.astype(dtype)
+    if isinstance(x, Real) or np.dtype(dtype).kind != "i":
+        return x
+    info = np.iinfo(dtype)
+    return Ints(x.values, np.maximum(x.low, info.min), np.minimum(x.high, info.max))
 
 
 def _add(eqn: Any, values: list[Any]) -> Any:
@@ -92,6 +98,21 @@ def _multiply(eqn: Any, values: list[Any]) -> Any:
     real, number = (a, b) if isinstance(a, Real) else (b, a)
     number = number.astype(np.float64)
     return real.times(1 / number if eqn.primitive.name == "div" else number)
+
+
+def _shift_right(eqn: Any, values: list[Any]) -> Any:
+    x, count = values[0], int(values[1])
+    if known(x):
+        return np.floor_divide(x, x.dtype.type(1 << count))
+    return Ints(*(np.floor_divide(part, 1 << count) for part in (x.values, x.low, x.high)))
+
+
+def _low_bits(eqn: Any, values: list[Any]) -> Any:
+    """`and` with a mask of the low bits: the remainder by a power of two."""
+    x, mask = values[0], int(values[1])
+    if known(x):
+        return np.mod(x, x.dtype.type(mask + 1))
+    return Ints(np.mod(x.values, mask + 1), np.int64(0), np.int64(mask))
 
 
 def _negate(eqn: Any, values: list[Any]) -> Any:
@@ -152,6 +173,8 @@ _RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
     "mul": _multiply,
     "div": _multiply,
     "neg": _negate,
+    "shift_right_arithmetic": _shift_right,
+    "and": _low_bits,
     "max": _clamp,
     "min": _clamp,
     "clamp": _clamp,
