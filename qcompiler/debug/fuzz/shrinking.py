@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler.debug.fuzz.cases import Case, Step
+from qcompiler.debug.fuzz.cases import Case, Step, as_real
 from qcompiler.debug.fuzz.checks import CheckFailed
 from qcompiler.debug.fuzz.generator import run_step
 from qcompiler.debug.fuzz.running import run_case
@@ -93,7 +93,7 @@ def trimmed(case: Case) -> Case:
 
 def values_of(case: Case) -> list[np.ndarray]:
     """All values of a program, computed in NumPy."""
-    values = list(case.inputs)
+    values = [as_real(x) for x in case.inputs]
     for k, step in enumerate(case.steps):
         values.append(run_step(step, [values[r] for r in step.reads], case.weights.get(str(k), {})))
     return values

@@ -39,8 +39,6 @@ def move(
       indices: the further operands.
       info: `np.iinfo` or `np.finfo` of the dtype that maxima over windows start from; None: that of `x`.
     """
-    if info is None:
-        info = np.finfo(x.dtype) if x.dtype.kind == "f" else np.iinfo(x.dtype)
     if name == "gather":
         return gather(x, *indices, params)
     if name == "dynamic_slice":
@@ -81,6 +79,8 @@ def move(
         )
     if name in ("reduce_max", "reduce_min"):
         return choose.reduce(x, axis=tuple(params["axes"]))
+    if info is None:
+        info = np.finfo(x.dtype) if x.dtype.kind == "f" else np.iinfo(x.dtype)
     return contractions.window(params, x, choose, info.min if largest else info.max)
 
 
