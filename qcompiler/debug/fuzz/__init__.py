@@ -13,7 +13,11 @@ from qcompiler.debug.fuzz.checks import CheckFailed as CheckFailed
 from qcompiler.debug.fuzz.checks import Findings as Findings
 from qcompiler.debug.fuzz.checks import assert_same as assert_same
 from qcompiler.debug.fuzz.checks import check as check
+from qcompiler.debug.fuzz.command import main as main
 from qcompiler.debug.fuzz.generator import random_case as random_case
+from qcompiler.debug.fuzz.reproducer import load as load
+from qcompiler.debug.fuzz.reproducer import save as save
 from qcompiler.debug.fuzz.running import run_case as run_case
+from qcompiler.debug.fuzz.shrinking import shrink as shrink
 from qcompiler.debug.fuzz.stages import Stages as Stages
 from qcompiler.debug.fuzz.stages import compile_stages as compile_stages

@@ -71,7 +71,7 @@ class Case:
 
     def __call__(self, weights: Any, *inputs: Any) -> list[Any]:
         """The program as a JAX function."""
-        values = list(inputs)
+        values = list(map(as_real, inputs))
         for k, step in enumerate(self.steps):
             values.append(STEPS[step.name](*(values[r] for r in step.reads), weights.get(str(k), {}), **step.options))
         return [values[k] for k in self.results]
@@ -86,7 +86,14 @@ class Case:
         return "\n".join([*lines, f"  return {', '.join(f'v{k}' for k in self.results)}"])
 
 
+def as_real(x: Any) -> Any:
+    """An input as steps read it: bytes as numbers from 0 to 1, truth values as 0 and 1."""
+    if x.dtype == np.uint8:
+        return x.astype(np.float32) / np.float32(255)
+    return x.astype(np.float32)
+
+
 def _describe(array: np.ndarray) -> str:
-    if array.size and array.size <= 4:
-        return f"{array.dtype}{array.shape} {array.ravel().tolist()}"
+    if array.size and (array.size <= 4 or array.dtype == bool):
+        return f"{array.dtype}{array.shape} {array.ravel()[:4].tolist()}"
     return f"{array.dtype}{array.shape} up to {np.abs(array).max(initial=0):.3g}"

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from qcompiler.debug import reference
-from qcompiler.debug.fuzz.cases import RECIPES, Case, Step
+from qcompiler.debug.fuzz.cases import RECIPES, Case, Step, as_real
 from qcompiler.debug.fuzz.steps import ACTIVATIONS, STEPS
 
 #: Larger values of a program are not made, nor larger numbers in them.
@@ -63,7 +63,7 @@ class _Generator:
             self.inputs.append(self.input(batch, self.inputs[0].shape[1:] if same else self.shape()))
         self.steps: list[Step] = []
         self.weights: dict[str, dict[str, np.ndarray]] = {}
-        self.values = list(self.inputs)
+        self.values = [as_real(x) for x in self.inputs]
 
     def shape(self) -> tuple[int, ...]:
         """Images, mostly; tokens; now and then a volume or a vector."""
@@ -75,6 +75,11 @@ class _Generator:
         return (self.pick((2, 4)), 3, 4, self.pick((1, 4))) if kind < 0.95 else (self.pick((1, 5, 16)),)
 
     def input(self, batch: int, shape: tuple[int, ...]) -> np.ndarray:
+        kind = self.rng.random()
+        if kind < 0.05:
+            return self.rng.integers(0, 256, (batch, *shape), np.uint8)
+        if kind < 0.08:
+            return self.rng.random((batch, *shape)) < 0.4
         size = float(10.0 ** self.rng.uniform(-2, 2))
         shift = self.pick((0.0, 0.0, 0.7, 3.0)) * size
         return (self.rng.normal(size=(batch, *shape)) * size + shift).astype(np.float32)
@@ -259,6 +264,68 @@ def _slice(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
     return (source,), options, {}
 
 
+def _alike(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    """Another value of the same shape, or one that is spread over it."""
+    spread = lambda v: v.ndim == x.ndim and all(m in (1, n) for m, n in zip(v.shape, x.shape, strict=True))
+    return (source, g.pick(g.alike(spread))), {}, {}
+
+
+def _squeeze_excite(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    channels = x.shape[-1]
+    return (source,), {}, {"kernel": g.rng.normal(size=(channels, channels)) / _size(x) / channels**0.5}
+
+
+def _prelu(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    return (source,), {}, {"slope": g.rng.uniform(-0.2, 1.2, size=x.shape[-1])}
+
+
+def _piecewise(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    size = _size(x)
+    turn = g.pick((0.0, round(float(size * g.rng.normal()), 4)))
+    below, above = (g.pick((0.0, 0.1, 1.0, round(float(g.rng.normal()), 3))) for _ in range(2))
+    # The lines meet, as those of activations do: at a jump, rounding decides for one side or the other.
+    offset = round(float(size * g.rng.normal()), 4)
+    return (source,), {"turn": turn, "below": (below, offset), "above": (above, (below - above) * turn + offset)}, {}
+
+
+def _where(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    other = g.pick(g.alike(lambda v: v.shape == x.shape))
+    return (source, other, other), {}, {}
+
+
+def _channel_clip(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    low = -_size(x) * g.rng.uniform(0, 2, size=x.shape[-1])
+    return (source,), {}, {"low": low, "high": low + _size(x) * g.rng.uniform(0.1, 3, size=x.shape[-1])}
+
+
+def _concat(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    axis = int(g.rng.integers(1, x.ndim))
+    beside = lambda v: v.ndim == x.ndim and v.shape[:axis] + v.shape[axis + 1 :] == x.shape[:axis] + x.shape[axis + 1 :]
+    return (source, g.pick(g.alike(beside))), {"axis": axis}, {}
+
+
+def _pad(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    config = [(0, 0, 0)]
+    for n in x.shape[1:-1]:
+        low, high = (int(g.rng.integers(-1 if n > 3 and g.chance(0.2) else 0, 3)) for _ in range(2))
+        config.append((low, high, int(g.chance(0.1))))
+    number = g.pick((0.0, 0.0, round(float(_size(x) * g.rng.normal()), 4)))
+    return (source,), {"config": (*config, (0, 0, 0)), "number": number}, {}
+
+
+def _split(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    return (source,), {"swap": g.chance(0.5)}, {}
+
+
+def _resize(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    return (source,), {"method": g.pick(("nearest", "linear")), "factor": g.pick((2, 2, 3))}, {}
+
+
+def _average_pool(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    reads, options, held = _pool(g, source, x)
+    return reads, {k: v for k, v in options.items() if k != "largest"}, held
+
+
 def _always(x: np.ndarray) -> bool:
     return True
 
@@ -297,4 +364,21 @@ _KINDS: dict[str, tuple[int, Callable[[np.ndarray], bool], Callable[[_Generator,
     "flip": (1, _features, _axis),
     "slice": (2, _maps, _slice),
     "cummax": (1, _features, _axis),
+    "cumsum": (1, _features, _axis),
+    "mul": (3, _features, _alike),
+    "gate": (2, _features, _alike),
+    "squeeze_excite": (2, _maps, _squeeze_excite),
+    "sub_mean": (1, _features, _add_mean),
+    "maximum": (1, _features, _alike),
+    "minimum": (1, _features, _alike),
+    "prelu": (2, _features, _prelu),
+    "piecewise": (2, _always, _piecewise),
+    "where": (1, _features, _where),
+    "channel_clip": (1, _features, _channel_clip),
+    "concat": (3, _features, _concat),
+    "stack": (1, _features, _sub),
+    "pad": (2, _maps, _pad),
+    "split": (2, lambda x: x.ndim >= 2 and x.shape[-1] % 2 == 0, _split),
+    "average_pool": (2, _maps, _average_pool),
+    "resize": (1, lambda x: x.ndim == 4, _resize),
 }

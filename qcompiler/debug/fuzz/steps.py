@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu": jax.nn.relu,
@@ -67,6 +68,34 @@ def _add_mean(x: Any, held: Any, axes: Sequence[int]) -> Any:
     return x + jnp.broadcast_to(jnp.mean(x, axes, keepdims=True), x.shape)
 
 
+def _average_pool(x: Any, held: Any, window: int, stride: int, padding: str) -> Any:
+    dims, strides = (1, *(window,) * (x.ndim - 2), 1), (1, *(stride,) * (x.ndim - 2), 1)
+    sums = jax.lax.reduce_window(x, np.float32(0), jax.lax.add, dims, strides, padding)
+    return sums / np.float32(window ** (x.ndim - 2))
+
+
+def _squeeze_excite(x: Any, held: Any) -> Any:
+    """A gate per channel, from the means of the channels."""
+    means = jnp.mean(x, tuple(range(1, x.ndim - 1)), keepdims=True)
+    return x * jax.nn.sigmoid(means @ held["kernel"])
+
+
+def _piecewise(x: Any, held: Any, turn: float, below: Sequence[float], above: Sequence[float]) -> Any:
+    """Two straight lines: (factor, offset) on either side of a number."""
+    return jnp.where(x > turn, x * above[0] + above[1], x * below[0] + below[1])
+
+
+def _resize(x: Any, held: Any, method: str, factor: int) -> Any:
+    shape = (x.shape[0], *(factor * n for n in x.shape[1:-1]), x.shape[-1])
+    return jax.image.resize(x, shape, method)
+
+
+def _split(x: Any, held: Any, swap: bool) -> Any:
+    """The halves of the last dimension, multiplied, or in the other order."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([second, first], axis=-1) if swap else first * jax.nn.sigmoid(second)
+
+
 #: step(*values, weights, **options)
 STEPS: dict[str, Callable[..., Any]] = {
     "conv": _conv,
@@ -93,5 +122,22 @@ STEPS: dict[str, Callable[..., Any]] = {
     "transpose": lambda x, held, order: x.transpose(order),
     "flip": lambda x, held, axis: jnp.flip(x, axis),
     "slice": lambda x, held, axis, start, stride: jax.lax.slice_in_dim(x, start, x.shape[axis], stride, axis),
+    "mul": lambda x, y, held: x * y,
+    "gate": lambda x, y, held: x * jax.nn.sigmoid(y),
+    "squeeze_excite": _squeeze_excite,
+    "sub_mean": lambda x, held, axes: x - jnp.mean(x, axes, keepdims=True),
+    "maximum": lambda x, y, held: jnp.maximum(x, y),
+    "minimum": lambda x, y, held: jnp.minimum(x, y),
+    "prelu": lambda x, held: jnp.where(x > 0, x, held["slope"] * x),
+    "piecewise": _piecewise,
+    "where": lambda x, y, z, held: jnp.where(x > y, x, z),
+    "channel_clip": lambda x, held: jnp.clip(x, held["low"], held["high"]),
+    "concat": lambda x, y, held, axis: jnp.concatenate([x, y], axis),
+    "stack": lambda x, y, held: jnp.max(jnp.stack([x, y], axis=1), axis=1),
+    "pad": lambda x, held, config, number: jax.lax.pad(x, np.float32(number), config),
+    "split": _split,
+    "average_pool": _average_pool,
+    "cumsum": lambda x, held, axis: jnp.cumsum(x, axis),
+    "resize": _resize,
     "cummax": lambda x, held, axis: jax.lax.cummax(x, axis),
 }

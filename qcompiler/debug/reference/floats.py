@@ -71,8 +71,7 @@ def _results(eqn: Any, values: list[Any], watch: Any) -> list[np.ndarray]:
         return evaluate_floats(called, values, watch)
     name = eqn.primitive.name
     if name in VIEWS:
-        dtype = values[0].dtype
-        found = move(name, eqn.params, values[0], np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype))
+        found = move(name, eqn.params, values[0], values[1:])
     elif name in _ELEMENTWISE:
         found = _ELEMENTWISE[name](*values)
     elif name in _RULES:
@@ -186,6 +185,8 @@ _RULES: dict[str, Callable[..., Any]] = {
     "reduce_and": _reduce(np.all),
     "reduce_or": _reduce(np.any),
     "cumsum": _cumulative(np.cumsum),
+    "argmax": lambda params, x: np.argmax(x, params["axes"][0]),
+    "argmin": lambda params, x: np.argmin(x, params["axes"][0]),
     "reduce_window_sum": lambda params, x: contractions.window(params, x, np.add, 0),
     "qc_quantize": lambda params, x, scale, zero: quantize(x, scale, zero, params["type"]),
     "qc_dequantize": lambda params, q, scale, zero: dequantize(q, scale, zero),

@@ -10,12 +10,12 @@ import numpy as np
 
 from qcompiler.debug.reference import contractions
 from qcompiler.debug.reference.products import product
-from qcompiler.debug.reference.sums import store
+from qcompiler.debug.reference.sums import sign, store
 from qcompiler.debug.reference.tables import table
-from qcompiler.debug.reference.values import KNOWN_ROLES, Ints, Real, bounds, fits, known, read, whole
+from qcompiler.debug.reference.values import KNOWN_ROLES, Choice, Ints, Real, bounds, fits, known, read, real, whole
 from qcompiler.debug.reference.views import VIEWS, view
 from qcompiler.errors import QuantizationError
-from qcompiler.ir import _compat
+from qcompiler.ir import _compat, classes
 
 
 def region(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
@@ -34,8 +34,8 @@ def region(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
         if role in KNOWN_ROLES:
             env[var] = array
         else:
-            info = np.iinfo(array.dtype)
-            env[var] = Ints(array.astype(np.int64), np.int64(info.min), np.int64(info.max))
+            least, most = (0, 1) if array.dtype == bool else (np.iinfo(array.dtype).min, np.iinfo(array.dtype).max)
+            env[var] = Ints(array.astype(np.int64), np.int64(least), np.int64(most))
     for inner in body.eqns:
         values = [read(env, v) for v in inner.invars]
         env[inner.outvars[0]] = apply(inner, values)
@@ -56,18 +56,20 @@ def requantize(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
 def apply(eqn: Any, values: list[Any]) -> Any:
     name = eqn.primitive.name
     if name in VIEWS:
-        return view(eqn, values[0])
+        return view(eqn, values)
     if name not in _RULES:
         raise QuantizationError(f"the reference has no rule for {name}")
     return _RULES[name](eqn, values)
 
 
 def _convert(eqn: Any, values: list[Any]) -> Any:
-    x, dtype = values[0], eqn.params["new_dtype"]
+    (x,), dtype = values, eqn.params["new_dtype"]
     if known(x):
         return x.astype(dtype)
-    if isinstance(x, Real) or np.dtype(dtype).kind != "i":
+    if not isinstance(x, Ints):
         return x
+    if classes.is_float(eqn.outvars[0]):
+        return Real([(x, np.float64(1))])
     info = np.iinfo(dtype)
     return Ints(x.values, np.maximum(x.low, info.min), np.minimum(x.high, info.max))
 
@@ -82,9 +84,9 @@ def _add(eqn: Any, values: list[Any]) -> Any:
         if subtract:
             return fits(eqn, Ints(whole(a) - whole(b), a_low - b_high, a_high - b_low))
         return fits(eqn, Ints(whole(a) + whole(b), a_low + b_low, a_high + b_high))
-    if isinstance(b, Real):
+    if not known(b):
         b = b.times(np.float64(-1)) if subtract else b
-        return a.plus(b) if isinstance(a, Real) else b.plus_number(a.astype(np.float64))
+        return b.plus_number(a.astype(np.float64)) if known(a) else a.plus(b)
     return a.plus_number(-b.astype(np.float64) if subtract else b.astype(np.float64))
 
 
@@ -95,9 +97,9 @@ def _multiply(eqn: Any, values: list[Any]) -> Any:
     if isinstance(a, Ints) or isinstance(b, Ints):
         ends = np.broadcast_arrays(*(x * y for x in bounds(a) for y in bounds(b)))
         return fits(eqn, Ints(whole(a) * whole(b), np.minimum.reduce(ends), np.maximum.reduce(ends)))
-    real, number = (a, b) if isinstance(a, Real) else (b, a)
+    value, number = (b, a) if known(a) else (a, b)
     number = number.astype(np.float64)
-    return real.times(1 / number if eqn.primitive.name == "div" else number)
+    return value.times(1 / number if eqn.primitive.name == "div" else number)
 
 
 def _shift_right(eqn: Any, values: list[Any]) -> Any:
@@ -121,17 +123,50 @@ def _negate(eqn: Any, values: list[Any]) -> Any:
 
 def _clamp(eqn: Any, values: list[Any]) -> Any:
     name = eqn.primitive.name
+    if name != "clamp" and not any(known(v) for v in values):
+        return Choice(name, values)
     if name == "clamp":
-        least, real, most = values
+        least, value, most = values
     else:
-        real, bound = values if isinstance(values[0], Real) else values[::-1]
+        value, bound = values if not known(values[0]) else values[::-1]
         least, most = (bound, None) if name == "max" else (None, bound)
-    low, high = real.low, real.high
-    if least is not None:
-        low, high = np.maximum(low, least.astype(np.float64)), np.maximum(high, least.astype(np.float64))
-    if most is not None:
-        low, high = np.minimum(low, most.astype(np.float64)), np.minimum(high, most.astype(np.float64))
-    return Real(real.terms, real.constant, low, high)
+    return value.clamped(*(None if end is None else end.astype(np.float64) for end in (least, most)))
+
+
+def _magnitude(eqn: Any, values: list[Any]) -> Any:
+    return Choice("max", [values[0], values[0].times(np.float64(-1))])
+
+
+def _select(eqn: Any, values: list[Any]) -> Any:
+    which, *cases = values
+    if known(*values):
+        return np.where(which, cases[1], cases[0])
+    return Choice("select", cases, which)
+
+
+def _compare(eqn: Any, values: list[Any]) -> Any:
+    if known(*values):
+        return _COMPARISONS[eqn.primitive.name](*values)
+    a, b = map(real, values)
+    return _truth(sign(a.plus(b.times(np.float64(-1))), eqn.primitive.name))
+
+
+def _logic(eqn: Any, values: list[Any]) -> Any:
+    if eqn.outvars[0].aval.dtype != bool:
+        return _low_bits(eqn, values)
+    found = _LOGIC[eqn.primitive.name](*(whole(v).astype(bool) for v in values))
+    return found if known(*values) else _truth(found)
+
+
+def _truth(values: np.ndarray) -> Ints:
+    return Ints(np.asarray(values).astype(np.int64), np.int64(0), np.int64(1))
+
+
+_COMPARISONS = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal} | {
+    "eq": np.equal,
+    "ne": np.not_equal,
+}
+_LOGIC = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor, "not": np.logical_not}
 
 
 def _reduce_sum(eqn: Any, values: list[Any]) -> Any:
@@ -143,12 +178,42 @@ def _reduce_sum(eqn: Any, values: list[Any]) -> Any:
     return fits(eqn, Ints(values[0].values.sum(axis=axes), np.int64(low * count), np.int64(high * count)))
 
 
-def _pad(eqn: Any, values: list[Any]) -> Any:
-    x, fill = values
+def _sum_of_windows(eqn: Any, values: list[Any]) -> Any:
+    params, x = eqn.params, values[0]
+    if eqn.primitive.name == "cumsum":
+        axis, count = params["axis"], x.values.shape[params["axis"]]
+        turned = np.flip(x.values, axis) if params["reverse"] else x.values
+        sums = np.cumsum(turned, axis)
+        sums = np.flip(sums, axis) if params["reverse"] else sums
+    else:
+        count = math.prod(params["window_dimensions"])
+        sums = contractions.window(params, x.values, np.add, 0)
     low, high = x.one_interval()
-    number = int(fill)
-    padded = contractions.spread_and_pad(x.values, eqn.params["padding_config"], number)
-    return Ints(padded, np.int64(min(low, number)), np.int64(max(high, number)))
+    return fits(eqn, Ints(sums, np.int64(low * count), np.int64(high * count)))
+
+
+def _pad(eqn: Any, values: list[Any]) -> Any:
+    padded = contractions.spread_and_pad(whole(values[0]), eqn.params["padding_config"], int(whole(values[1])))
+    return padded.astype(values[0].dtype) if known(*values) else _all_of(padded, values)
+
+
+def _concatenate(eqn: Any, values: list[Any]) -> Any:
+    if known(*values):
+        return np.concatenate(values, eqn.params["dimension"])
+    return _all_of(np.concatenate([whole(v) for v in values], eqn.params["dimension"]), values)
+
+
+def _all_of(found: np.ndarray, values: list[Any]) -> Ints:
+    """Integers among those of several values."""
+    ends = [Ints(found, *bounds(v)).one_interval() for v in values]
+    return Ints(found, np.int64(min(low for low, _ in ends)), np.int64(max(high for _, high in ends)))
+
+
+def _search(eqn: Any, values: list[Any]) -> Any:
+    (axis,) = eqn.params["axes"]
+    found = (np.argmax if eqn.primitive.name == "argmax" else np.argmin)(values[0].values, axis)
+    info = np.iinfo(eqn.params["index_dtype"])
+    return Ints(found, np.int64(info.min), np.int64(info.max))
 
 
 def _from_codes(eqn: Any, values: list[Any]) -> Any:
@@ -163,7 +228,8 @@ def _from_codes(eqn: Any, values: list[Any]) -> Any:
 
 
 def _to_codes(eqn: Any, values: list[Any]) -> Ints:
-    return store(*values, eqn.params["type"])
+    codes = store(*values, eqn.params["type"])
+    return Ints(np.broadcast_to(codes.values, eqn.outvars[0].aval.shape), codes.low, codes.high)
 
 
 _RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
@@ -174,10 +240,18 @@ _RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
     "div": _multiply,
     "neg": _negate,
     "shift_right_arithmetic": _shift_right,
-    "and": _low_bits,
     "max": _clamp,
     "min": _clamp,
     "clamp": _clamp,
+    "abs": _magnitude,
+    "select_n": _select,
+    **dict.fromkeys(_COMPARISONS, _compare),
+    **dict.fromkeys(_LOGIC, _logic),
+    "concatenate": _concatenate,
+    "reduce_window_sum": _sum_of_windows,
+    "cumsum": _sum_of_windows,
+    "argmax": _search,
+    "argmin": _search,
     "reduce_sum": _reduce_sum,
     "pad": _pad,
     "dot_general": product,

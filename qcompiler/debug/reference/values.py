@@ -55,8 +55,44 @@ class Real:
             raise QuantizationError("a clamped value is summed inside a region")
         return Real([*self.terms, *other.terms], self.constant + other.constant)
 
+    def clamped(self, least: np.ndarray | None, most: np.ndarray | None) -> Real:
+        """min(max(value, least), most); None where there is no bound."""
+        low, high = self.low, self.high
+        if least is not None:
+            low, high = np.maximum(low, least), np.maximum(high, least)
+        if most is not None:
+            low, high = np.minimum(low, most), np.minimum(high, most)
+        return Real(self.terms, self.constant, low, high)
+
 
 _ENDS = (-np.inf, np.inf)
+
+
+@dataclasses.dataclass
+class Choice:
+    """The `max` or `min` of its cases, known arrays among them, or by `which` the first or second (`select`)."""
+
+    how: str
+    cases: list[Any]
+    which: Any = None
+
+    def times(self, factor: np.ndarray) -> Choice:
+        mirrored = {"max": "min", "min": "max"} if np.any(factor < 0) else {}
+        return self._each(lambda case: case.times(factor), mirrored.get(self.how, self.how))
+
+    def plus_number(self, offset: np.ndarray) -> Choice:
+        return self._each(lambda case: case.plus_number(offset), self.how)
+
+    def clamped(self, least: np.ndarray | None, most: np.ndarray | None) -> Choice:
+        return self._each(lambda case: case.clamped(least, most), self.how)
+
+    def _each(self, change: Any, how: str) -> Choice:
+        return Choice(how, [change(real(case)) for case in self.cases], self.which)
+
+
+def real(value: Any) -> Real | Choice:
+    """A known array as a sum without terms."""
+    return Real([], value.astype(np.float64)) if known(value) else value
 
 
 def read(env: dict[Any, Any], atom: Any) -> Any:
