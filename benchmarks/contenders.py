@@ -6,6 +6,7 @@ with float JAX. Those that need a package that is absent, or that cannot do the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -42,12 +43,14 @@ class Subject:
       shifted: the same with shifted depthwise convolutions, or None.
       calibration: `float32[n, h, w, c]`.
       qmodel: ours, made from the model and these images.
+      resources: closes the workers and removes their folder.
     """
 
     model: nnx.Module
     shifted: nnx.Module | None
     calibration: np.ndarray
     qmodel: qc.QuantizedModel
+    resources: contextlib.ExitStack
 
     @functools.cached_property
     def reference(self) -> Callable[[Any], jax.Array]:
@@ -56,9 +59,8 @@ class Subject:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Where workers find the model and the images; removed with the subject."""
-        self._temporary = tempfile.TemporaryDirectory(prefix="qcompiler-speed-")
-        return Path(self._temporary.name)
+        """Where workers find the model and the images."""
+        return Path(self.resources.enter_context(tempfile.TemporaryDirectory(prefix="qcompiler-speed-")))
 
     def folded(self, x: Any) -> qc.Program:
         """The float program at a batch, with its norms folded into its convolutions."""
@@ -200,12 +202,11 @@ def _onnx(name: str) -> Callable[[Subject], Callable[[np.ndarray], Call]]:
     def make(subject: Subject) -> Callable[[np.ndarray], Call]:
         try:
             worker = Worker(name, subject.onnx)
-            first = subject.calibration[:1]
-            agreement = sqnr_db([np.asarray(subject.reference(first))], [worker.float_result()])
         except WorkerFailed as error:
             raise Unavailable(str(error)) from error
+        subject.resources.callback(worker.close)
+        agreement = sqnr_db([np.asarray(subject.reference(subject.calibration[:1]))], [worker.float_result()])
         if not agreement >= EXPORT_DB:
-            worker.close()
             raise Unavailable(f"its float model is another one: {agreement:.1f} dB from float JAX after the export")
 
         def at(x: np.ndarray) -> Call:

@@ -15,6 +15,7 @@ the others' threads fall asleep, and one call that is not timed, so that everyon
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import platform
@@ -71,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything the command measures; prints as it goes. JSON-like."""
+    with contextlib.ExitStack() as resources:
+        return _measure(options, resources)
+
+
+def _measure(options: argparse.Namespace, resources: contextlib.ExitStack) -> dict[str, Any]:
     size = options.size or models.MODELS[options.model].size
     model, shifted = models.build(options.model, size)
     shape = (options.calibration + max(options.batches), size, size, 3)
@@ -81,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     qmodel = qc.quantize(model, [calibration], recipe=options.recipe)
     seconds = time.perf_counter() - start
     report = qmodel.report
-    subject = Subject(model, shifted, calibration, qmodel)
+    subject = Subject(model, shifted, calibration, qmodel, resources)
     figures: dict[str, Any] = {
         "model": options.model,
         "size": size,

@@ -12,6 +12,7 @@ One line a message, arrays as .npy in the folder. A time is taken in the worker 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -64,7 +65,9 @@ class Worker:
         return line
 
     def _ask(self, question: str) -> str:
-        self._process.stdin.write(f"{question}\n")
+        # A worker that died is noticed by the answer that does not come.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{question}\n")
         return self._answer()
 
     def float_result(self) -> np.ndarray:
@@ -86,13 +89,10 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            pipe.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_process") and self._process.returncode is None:
-            self.close()
 
 
 def serve(name: str, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The speed benchmark on a tiny model. Times are never asserted, only that they are there."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -53,7 +54,8 @@ def subject(tiny):
     """A subject without integers, for contenders that need none."""
     model, shifted = models.build(tiny, SIZE)
     images = np.asarray(smooth_images(jax.random.key(1), (4, SIZE, SIZE, 3)))
-    return contenders.Subject(model, shifted, images, qmodel=None)
+    with contextlib.ExitStack() as resources:
+        yield contenders.Subject(model, shifted, images, None, resources)
 
 
 def test_every_contender_says_what_it_is_and_float_leads():
@@ -91,16 +93,14 @@ def test_exported_models_compute_the_same_function(subject, name):
         pytest.importorskip(package)
     prepared, skipped = speed.prepare(subject, [name])
     assert not skipped
-    call = prepared[name](subject.calibration[:3])
-    assert sqnr_db([np.asarray(subject.reference(call_input(subject)))], [call.result()]) > 100
+    x = subject.calibration[:3]
+    call = prepared[name](x)
+    # Other orders of the same float32 sums.
+    assert sqnr_db([np.asarray(subject.reference(x))], [call.result()]) > 100
     assert call.seconds() > 0
 
 
-def call_input(subject):
-    return jax.numpy.asarray(subject.calibration[:3])
-
-
-def test_a_worker_that_cannot_build_its_model_is_a_message(subject, monkeypatch):
+def test_a_worker_that_cannot_build_its_model_is_a_message(subject):
     pytest.importorskip("onnxruntime")
     (subject.onnx / "broken").mkdir()
     (subject.onnx / "broken" / "model.onnx").write_bytes(b"no model")
