@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 
 from qcompiler.debug import census, fuzz, reference
-from qcompiler.debug.fuzz.stages import FAST_COMPILE
+from qcompiler.debug.fuzz.checks import FAST_COMPILE
 from qcompiler.debug.report import sqnr_db
 from qcompiler.flax_adapter import source_of
 from qcompiler.ir import tracing
