@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 import qcompiler as qc
 from qcompiler import models
@@ -131,3 +131,90 @@ def test_bit_exact(zoo, name):
     source = source_of(model, **options)
     x = images(2, 3)
     fuzz.check(fuzz.compile_stages(source.fun, source.weights, [x]), [x])
+
+
+class Normed(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=False):
+        x = linen.Conv(4, (3, 3), name="conv")(x)
+        return linen.BatchNorm(use_running_average=not train, momentum=0.97, name="norm")(x)
+
+
+def test_linen_statistics_are_those_of_all_batches():
+    module = Normed()
+    before = module.init(KEY, jnp.zeros((1, SIZE, SIZE, 3)))
+    after = statistics.calibrate_linen_batch_norm(module, before, KEY, SIZE, batches=2)
+    image_key = jax.random.split(KEY)[1]
+    batches = [statistics.smooth_images(jax.random.fold_in(image_key, i), (4, SIZE, SIZE, 3)) for i in range(2)]
+    convolved = linen.Conv(4, (3, 3)).apply({"params": before["params"]["conv"]}, jnp.concatenate(batches))
+    stats = after["batch_stats"]["norm"]
+    # Solved from running statistics of momentum 0.97 in float32: 1e-7 / 0.03.
+    np.testing.assert_allclose(stats["mean"], jnp.mean(convolved, (0, 1, 2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats["var"], jnp.var(convolved, (0, 1, 2)), rtol=1e-4)
+    assert not np.array_equal(after["params"]["norm"]["scale"], before["params"]["norm"]["scale"])
+    assert after["params"]["conv"]["kernel"] is before["params"]["conv"]["kernel"]
+
+
+def test_statistics_need_a_norm():
+    module = models.VGG((1,), 4, (), 2)
+    variables = module.init(KEY, jnp.zeros((1, 8, 8, 3)))
+    with pytest.raises(ValueError, match="VGG has no BatchNorm"):
+        statistics.calibrate_linen_batch_norm(module, variables, KEY, 8)
+    with pytest.raises(ValueError, match="at least 1"):
+        statistics.calibrate_linen_batch_norm(Normed(), {}, KEY, 8, batches=0)
+
+
+def shapes_of(module, size=32):
+    """What a linen module or its output is made of, without computing it."""
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    return jax.eval_shape(lambda x: module.init_with_output(KEY, x), image)
+
+
+def count(params):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "parameters"),
+    [
+        # torchvision's counts of trainable parameters.
+        (models.vgg(11), 224, 132_863_336),
+        (models.vgg(16), 224, 138_357_544),
+        (models.vgg(16, norm=True), 224, 138_357_544 + 4224),
+        (models.DenseNet(), 64, 7_978_856),
+    ],
+    ids=["vgg11", "vgg16", "vgg16-norm", "densenet121"],
+)
+def test_linen_sizes_are_the_published_ones(module, size, parameters):
+    assert count(shapes_of(module, size)[1]["params"]) == parameters
+
+
+@pytest.mark.parametrize(
+    ("build", "parameters"),
+    [
+        (lambda: models.EfficientNet(rngs=nnx.Rngs(0)), 5_288_548),
+        # Tiny has 28,589,128 with its norms: two values a channel at the stem, before every further stage, in every
+        # block, and before the head.
+        (lambda: models.ConvNeXt(rngs=nnx.Rngs(0)), 28_589_128 - 2 * (96 + 96 + 192 + 384 + 6624 + 768)),
+    ],
+    ids=["efficientnet-b0", "convnext-tiny"],
+)
+def test_nnx_sizes_are_the_published_ones(build, parameters):
+    assert count(nnx.state(nnx.eval_shape(build), nnx.Param)) == parameters
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(ValueError, match="stem"):
+        shapes_of(models.DenseNet((1,), 4, stem="large"))
+    with pytest.raises(ValueError, match="upsampling"):
+        shapes_of(models.UNet(1, 4, upsampling="cubic"))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        shapes_of(models.UNet(3, 4), size=20)
+    with pytest.raises(ValueError, match="11, 13, 16, 19"):
+        models.vgg(12)
+
+
+def test_channels_scale_by_eights():
+    assert [efficientnet.scaled_channels(c, w) for c, w in ((32, 1.0), (16, 1.1), (40, 1.4), (24, 0.35), (3, 1))] == [
+        32, 16, 56, 8, 8,
+    ]  # fmt: skip
