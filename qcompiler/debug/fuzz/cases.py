@@ -9,11 +9,11 @@ import numpy as np
 
 from qcompiler.debug.fuzz.steps import STEPS
 from qcompiler.numerics.types import QuantType
-from qcompiler.recipe import Recipe, named
+from qcompiler.recipe import Granularity, Recipe, named
 
 #: Recipes that programs are tried with, by name.
 RECIPES: dict[str, Recipe] = {
-    **{name: named(name) for name in ("default", "litert", "per_tensor")},
+    **{name: named(name) for name in ("default", "litert", "per_tensor", "int16x8")},
     # Few bits, and a zero point that is none.
     "narrow": Recipe(
         weight=QuantType(4, symmetric=True),
@@ -30,6 +30,10 @@ RECIPES: dict[str, Recipe] = {
         index=QuantType(10),
         output=QuantType(16),
         activation_range="percentile",
+    ),
+    # Zero points on both sides of every product, and operands in two parts of which one is narrow.
+    "affine_weights": Recipe(
+        weight=QuantType(7), granularity=Granularity(channel_group=3), activation=QuantType(11), stream=QuantType(11)
     ),
 }
 
