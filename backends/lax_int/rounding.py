@@ -20,6 +20,9 @@ from qcompiler.errors import OverflowProofError
 from qcompiler.numerics import fixed_point
 from qcompiler.numerics.types import QuantType
 
+#: A single term whose results reach no further than this many output steps has guard bits enough as it is.
+_FINE_REACH = 2.0**21
+
 
 def codes(
     context: Context, value: Real | Choice | Known, scale: np.ndarray, zero: np.ndarray, qtype: QuantType, label: str
@@ -71,6 +74,9 @@ def quantize_real(
       t = (sum_k rescale(x_k, r_k 2**g) + rint((c / s_out + z) 2**g) + 2**(g-1)) >> g for g > 0, without half and shift
         for g = 0, and clamped to +-2**(30+g), then << -g, for g < 0.
     So where terms are wide and nearly cancel, the sum is in coarser units, but still finer than the terms' own steps.
+    One term with R > 2**21 is as fine as its result needs instead: with W = 4 max|c / s_out + z| + 2 (qmax - qmin + 1),
+    if W < R and W <= 2**27, g is the largest of 0..14 with W 2**g <= 2**27, r_k 2**g is held within +-W 2**g, and
+    rescale saturates x_k at floor(W / |r_k|), at which t is beyond the type's ends.
     If even R 2**g > 2**27, rescale k saturates x_k at floor((2**27 / number of terms) / |r_k 2**g|): the bounds of
     accumulators are pessimistic, and such values would be far beyond the range of the result.
     The code is min(max(t, l), h), with l and h the codes of the ends by the entry's formula in float32, or the ends of
@@ -100,19 +106,27 @@ def quantize_real(
         ratios = [t.scale / step for t in terms]
         reach = sum(float(np.max(np.abs(r) * t.int.magnitude, initial=0)) for r, t in zip(ratios, terms, strict=True))
         reach += float(np.max(np.abs(offset + zero), initial=0))
-        guard = fixed_point.guard_bits(
-            reach, min(float(np.min(np.abs(r), where=r != 0, initial=np.inf)) for r in ratios)
-        )
+        window = 4 * float(np.max(np.abs(offset + zero), initial=0)) + 2 * (qtype.qmax - qtype.qmin + 1)
+        most = 2.0**fixed_point.TERM_BITS
+        windowed = len(terms) == 1 and reach > _FINE_REACH and window < reach and window <= most
+        if windowed:
+            guard = fixed_point.guard_bits(window)
+        else:
+            finest = min(float(np.min(np.abs(r), where=r != 0, initial=np.inf)) for r in ratios)
+            guard = fixed_point.guard_bits(reach, finest)
         constant = np.rint((offset + zero) * 2.0**guard)
         if np.max(np.abs(constant), initial=0) > 2.0**30:
             raise OverflowProofError(
                 f"a constant added in region {context.region} is {np.max(np.abs(offset)):.3g} steps of its output, too "
                 "large for int32: calibrate on data that reaches it, or keep the layer in float by a qc.Rule"
             )
-        most = 2.0**fixed_point.TERM_BITS
-        largest = most / len(terms) if reach * 2.0**guard > most else None
+        if windowed:
+            largest = window * 2.0**guard
+        else:
+            largest = most / len(terms) if reach * 2.0**guard > most else None
+        ratios = [np.clip(r * 2.0**guard, -largest, largest) if windowed else r * 2.0**guard for r in ratios]
         parts = [
-            _rescaled(context, t, r * 2.0**guard, f"{label}/{k}", largest)
+            _rescaled(context, t, r, f"{label}/{k}", largest)
             for k, (t, r) in enumerate(zip(terms, ratios, strict=True))
         ]
         total = parts[0]

@@ -40,8 +40,10 @@ def _store(value: Real, scale: np.ndarray, zero: np.ndarray, qtype: Any) -> Ints
         for ratio, (q, _) in zip(ratios, terms, strict=True):
             reach += float(np.max(np.abs(ratio) * np.maximum(np.abs(q.low), np.abs(q.high))))
         reach += float(np.max(np.abs(offset + zero)))
+        window = 4 * float(np.max(np.abs(offset + zero))) + 2 * (qtype.qmax - qtype.qmin + 1)
+        narrow = len(terms) == 1 and reach > 2.0**21 and window < reach and window <= 2.0**27
         guard = 14
-        while guard > -30 and reach * 2.0**guard > 2.0**27:
+        while guard > -30 and (window if narrow else reach) * 2.0**guard > 2.0**27:
             guard -= 1
         if guard < 0:
             coarse = 0
@@ -50,6 +52,9 @@ def _store(value: Real, scale: np.ndarray, zero: np.ndarray, qtype: Any) -> Ints
                 coarse += 1
             guard = max(guard, -coarse)
         largest = 2.0**27 / len(terms) if reach * 2.0**guard > 2.0**27 else None
+        if narrow:
+            largest = window * 2.0**guard
+            ratios = [np.clip(ratios[0], -window, window)]
         total = np.rint((offset + zero) * 2.0**guard).astype(np.int64)
         if np.max(np.abs(total)) > 2**30:
             raise OverflowProofError("a constant of a region does not fit int32")
