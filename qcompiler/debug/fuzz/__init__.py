@@ -19,5 +19,6 @@ from qcompiler.debug.fuzz.reproducer import load as load
 from qcompiler.debug.fuzz.reproducer import save as save
 from qcompiler.debug.fuzz.running import run_case as run_case
 from qcompiler.debug.fuzz.shrinking import shrink as shrink
+from qcompiler.debug.fuzz.shrinking import values_of as values_of
 from qcompiler.debug.fuzz.stages import Stages as Stages
 from qcompiler.debug.fuzz.stages import compile_stages as compile_stages

@@ -37,7 +37,7 @@ class Settings:
     steps: int | None
     recipe: str | None
     thorough_every: int
-    shrink_seconds: float
+    shrink_tries: int
     save: str
 
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.replay:
         return sum(_replay(path) for path in arguments.replay)
     settings = Settings(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings)})
-    state = _State(arguments.resume, settings)
+    state = State(arguments.resume, settings)
     todo = [first for first in range(0, arguments.count, CHUNK) if not state.has(first, arguments.count)]
     start, bar = time.perf_counter(), ProgressBar("programs", arguments.count)
     for first, counts in _run(settings, arguments.count, todo, arguments.jobs):
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1: this one)")
     parser.add_argument("--resume", metavar="FILE", help="keep the counts there, and go on where they end")
     parser.add_argument("--save", default="fuzz-failures", metavar="DIR", help="where failing programs are saved")
-    parser.add_argument("--shrink-seconds", type=float, default=60.0, help="per failing program; 0: not shrunk")
+    parser.add_argument("--shrink-tries", type=int, default=200, help="per failing program; 0: not shrunk")
     parser.add_argument("--replay", nargs="+", metavar="FILE", help="run saved programs instead")
     return parser
 
@@ -127,12 +127,9 @@ def _run_chunk(settings: Settings, first: int, end: int) -> collections.Counter[
 
 
 def _report(case: Case, failure: CheckFailed, settings: Settings, name: str) -> None:
-    if settings.shrink_seconds > 0:
-        smaller, failure = shrink(case, failure, settings.shrink_seconds)
-    else:
-        smaller = case
-    path = save(smaller, Path(settings.save) / name, failure.promise)
-    print(f"FAILED {failure}\n{smaller}\npython -m qcompiler.debug.fuzz --replay {path}\n", file=sys.stderr, flush=True)
+    case, failure = shrink(case, failure, settings.shrink_tries)
+    path = save(case, Path(settings.save) / name, failure.promise)
+    print(f"FAILED {failure}\n{case}\npython -m qcompiler.debug.fuzz --replay {path}\n", file=sys.stderr, flush=True)
 
 
 def _replay(path: str) -> int:
@@ -149,7 +146,7 @@ def _replay(path: str) -> int:
     return 0
 
 
-class _State:
+class State:
     """The counts of every chunk that is done, in a file if there is one."""
 
     def __init__(self, path: str | None, settings: Settings) -> None:
