@@ -7,9 +7,10 @@ SQNR is that of the logits against float JAX on the batch that is timed. Contend
 that a drift of the machine meets all alike; `times float` is the median of the ratios within each round.
 
 All use the same number of threads, every core of the process. Peers that are no JAX run in processes of their own: in
-one process thread pools meet (onnxruntime's threads spin for milliseconds after a call, NNCF forks), and a crash would
-end the run. A time is taken inside the process, around the call alone. Before each call there is a pause in which
-the others' threads fall asleep, and one call that is not timed, so that everyone starts with caches of its own.
+one process thread pools meet (onnxruntime's threads spin for a while after a call), OpenVINO's tools fork, which JAX
+warns of, and a crash would end the run. A time is taken inside the process, around the call alone. Before each there is
+a pause in which the others' threads fall asleep, and one call that is not timed, so that everyone starts with caches
+of its own.
 """
 
 from __future__ import annotations
