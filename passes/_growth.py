@@ -246,7 +246,9 @@ class Grower:
             return False
         if name in ("max", "min"):
             return all(self.is_stored(v) for v in reals)
-        return name == "abs" or (name == "select_n" and len(reals) == 2 and eqn.invars[0].aval.dtype == bool)
+        return (name == "abs" and len(reals) == 1) or (
+            name == "select_n" and len(reals) == 2 and eqn.invars[0].aval.dtype == bool
+        )
 
     def is_anchor(self, eqn: _compat.JaxprEqn) -> bool:
         name = eqn.primitive.name

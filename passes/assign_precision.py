@@ -84,9 +84,13 @@ def _check_rules(program: Program, rules: Sequence[Any]) -> None:
                 f"{rule} never decides: the first rule that matches a layer does, and earlier rules match all of "
                 f"{_some(matched)}; put it before them, or drop it"
             )
-        for name, role in (("weight", "weight"), ("granularity", "weight"), ("activation", "activation")):
+        for name, what, role in (
+            ("weight", "type", "weight"),
+            ("granularity", "granularity", "weight"),
+            ("activation", "type", "activation"),
+        ):
             if getattr(rule, name) is not None and not any(role in found for found in decided):
-                raise RecipeError(f"{rule} gives a {name} to layers without {role} operands: {_some(matched)}")
+                raise RecipeError(f"{rule} gives a {what} to the {role} of layers that have none: {_some(matched)}")
 
 
 def _types_of_products(recipe: Any, rule: Any) -> tuple[QuantType, QuantType]:
