@@ -125,6 +125,19 @@ def _patches(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any])
 _MOST_PICKED = 1 << 20
 
 
+def _gather(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
+    """At known places inside the operand nothing is filled in; NaN, which integers lack, is no parameter then."""
+    params = eqn.params
+    if known[1] is None or known[0] is not None or params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
+        return None
+    dims = params["dimension_numbers"].start_index_map
+    last = [eqn.invars[0].aval.shape[d] - params["slice_sizes"][d] for d in dims]
+    index = np.asarray(known[1]())
+    if np.any(index < 0) or np.any(index > np.asarray(last)):
+        return None
+    return [eqn.primitive.bind(*values, **{**params, "mode": lax.GatherScatterMode.CLIP, "fill_value": None})]
+
+
 def _numbers(known: Sequence[Any]) -> list[int] | None:
     return None if any(k is None for k in known) else [int(k()) for k in known]
 
@@ -136,5 +149,6 @@ _FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {
     "tile": _tile,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
+    "gather": _gather,
     "conv_general_dilated": _patches,
 }

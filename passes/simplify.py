@@ -74,6 +74,9 @@ class _Replay:
         ]
         elementwise = eqn.primitive.name in classes.ELEMENTWISE
         shape = eqn.outvars[0].aval.shape
+        # A constant that spreads the other operands out (an outer product) keeps its shape.
+        varying = [v.aval.shape for v in eqn.invars if v not in self.constants]
+        elementwise = elementwise and np.broadcast_shapes(*varying) == shape
         # What clamp bounds is never a number.
         small = [elementwise and not (eqn.primitive.name == "clamp" and k == 1) for k in range(len(values))]
         pairs = zip(values, small, strict=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax import lax
 
 INT32 = np.iinfo(np.int32)
 
@@ -44,7 +45,12 @@ def traced(value: Int | Known) -> Any:
         return value.x
     if value.traced is not None:
         return value.traced
-    return value.value[()] if value.value.ndim == 0 else value.value
+    if value.value.ndim == 0:
+        return value.value[()]
+    if value.value.size and np.all(value.value == value.value.flat[0]):
+        # A number that the body spread out; the program holds no array that is not one of its weights.
+        return lax.broadcast(value.value.flat[0], value.value.shape)
+    return value.value
 
 
 @dataclasses.dataclass

@@ -109,8 +109,8 @@ PRODUCTS = {
 
 @pytest.mark.parametrize("names", groups(PRODUCTS), ids=lambda names: names[0])
 def test_products(compiled, names):
-    # Both operands carry the error of one rounding each, and a product of three operands four.
-    compiled(together(PRODUCTS, names), MAP, MAP, sqnr=28)
+    # Both operands carry the error of one rounding each, a product of three operands more; its rare peaks are clipped.
+    compiled(together(PRODUCTS, names), MAP, MAP, sqnr=25)
 
 
 # Maxima and selections

@@ -91,3 +91,10 @@ def test_integers_have_no_neutral_float():
     i = np.arange(6, dtype=np.int32)
     after = _simplify(lambda p, i: (i * 1, jnp.maximum(i, np.iinfo(np.int32).min)), i)
     assert [e.primitive.name for e in after.eqns] in ([], ["max"])
+
+
+def test_constants_that_spread_out_the_other_operand_keep_their_shape():
+    """`mul f32[4,1,8] f32[1,2,1]`: neither the number nor the repeats go, for the result has their size."""
+    ones = np.ones((1, 2, 1), np.float32)
+    after = _simplify(lambda p, x: (lax.mul(x[:, None], ones), lax.add(x[:, None], ones * np.float32(3))), X)
+    assert [v.aval.shape for v in after.outvars] == [(4, 2, 8)] * 2
