@@ -79,6 +79,35 @@ def test_convolutions(passes, case, bias):
     assert _inner(conv).count("add") == 1
 
 
+@pytest.mark.parametrize("case", CONVS)
+def test_convolutions_with_affine_weights(passes, case):
+    """Window sums of the padded codes, times a zero point per channel; separable, so six slices of a 3x3 window."""
+    options = {"window_strides": (1, 1), **CONVS[case]}
+    fun = lambda p, x: lax.conv_general_dilated(x, p["k"], dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+    weights = {"k": _normal(3, 3, 3, 4) + np.float32([0, 1, -1, 3])}
+    after = _check(passes, fun, weights, _normal(2, 8, 9, 3, seed=2, shift=2.0), Recipe(weight=QuantType(8)))
+    (conv,) = _regions(after, "conv")
+    inner = _inner(conv)
+    assert inner.count("reduce_sum") == 1 and inner.count("slice") == 6 and inner.count("conv_general_dilated") == 1
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_layouts_and_groups_with_affine_weights(passes, groups):
+    fun = lambda p, x: lax.conv_general_dilated(
+        x, p["k"], (1, 2), "SAME", dimension_numbers=("NCHW", "OIHW", "NHWC"), feature_group_count=groups
+    )
+    recipe = Recipe(weight=QuantType(8), activation=QuantType(8, symmetric=True))
+    _check(passes, fun, {"k": _normal(8, 4 // groups, 3, 3)}, _normal(2, 4, 6, 7, shift=-2.0), recipe)
+
+
+def test_dots_with_affine_weights_sum_their_rows(passes):
+    recipe = Recipe(weight=QuantType(8), activation=QuantType(12))
+    after = _check(passes, lambda p, x: p["w"].T @ x.T, {"w": _normal(6, 5, shift=0.5)}, _normal(4, 6), recipe)
+    (dot,) = _regions(after, "dot")
+    # One per part of the 12-bit codes.
+    assert _inner(dot).count("reduce_sum") == 2
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_layouts_and_groups(passes, groups):
     fun = lambda p, x: lax.conv_general_dilated(
