@@ -193,7 +193,7 @@ def main() -> int:
     figures: list[dict[str, Any]] = []
     for name in options.models:
         for seed in options.seeds:
-            settings = trained.Training(name)
+            settings = trained.settings_of(name)
             model, _ = trained.trained(settings, seed)
             weights = settings.path(seed).name
             found = contenders_of(model, weights, settings.size, options.recipes, options.calibration)
