@@ -75,13 +75,13 @@ def _filled(shapes: Any) -> Any:
 
 @pytest.fixture
 def compiled():
-    """`compiled(model, *shapes, sqnr=30, ...)`: compiles and checks; see `run`."""
+    """`compiled(model, *shapes, sqnr=27, ...)`: compiles and checks; see `run`."""
 
     def run(
         model: Any,
         *shapes: tuple[int, ...],
         params: Any = None,
-        sqnr: float = 30.0,
+        sqnr: float = 27.0,
         recipe: Any = None,
         data: str = "normal",
         **apply_kwargs: Any,
@@ -95,8 +95,9 @@ def compiled():
           model: what to compile; Flax modules get random weights.
           *shapes: of the inputs, after the batch.
           sqnr: least SQNR in dB of every result. Rounding to 8 bits over 2.5 deviations to both sides leaves
-            20 log10(sqrt(12) * 256 / 5) = 45 dB; so does a kernel's over 4, 39 together; results of small samples may
-            leave the range that calibration saw, which leaves 30.
+            20 log10(sqrt(12) * 256 / 5) = 45 dB; so does a kernel's over 4, 39 together. Ranges are those of a few
+            hundred values, and others lie outside of them: 28 to 40 were measured. A wrong scale or zero point leaves
+            less than 10.
           data: kind of the inputs; see `draw`.
           **apply_kwargs: of a module's call.
         """
