@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax import lax
 
@@ -61,15 +62,19 @@ def _dynamic_slice(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence
 
 
 def _dynamic_update_slice(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
-    """At a known place: what lies around the update, concatenated with it dimension by dimension."""
+    """At a known place."""
     starts = _numbers(known[2:])
     if starts is None:
         return None
-    whole, out = values[0], values[1]
     shape, sizes = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
-    starts = [min(max(s, 0), n - size) for s, n, size in zip(starts, shape, sizes, strict=True)]
+    return [_place(values[0], values[1], [min(max(s, 0), n - k) for s, n, k in zip(starts, shape, sizes, strict=True)])]
+
+
+def _place(whole: Any, part: Any, starts: Sequence[int]) -> Any:
+    """What lies around a part, concatenated with it dimension by dimension."""
+    shape, sizes, out = whole.shape, part.shape, part
     for axis in reversed(range(len(shape))):
-        # Dimensions behind `axis` are whole already, those before it still as narrow as the update.
+        # Dimensions behind `axis` are whole already, those before it still as narrow as the part.
         around = whole
         for d in range(axis):
             around = lax.slice_in_dim(around, starts[d], starts[d] + sizes[d], axis=d)
@@ -77,7 +82,33 @@ def _dynamic_update_slice(eqn: _compat.JaxprEqn, values: Sequence[Any], known: S
         after = lax.slice_in_dim(around, starts[axis] + sizes[axis], shape[axis], axis=axis)
         parts = [x for x in (before, out, after) if x.shape[axis]]
         out = lax.concatenate(parts, axis) if len(parts) > 1 else out
-    return [out]
+    return out
+
+
+def _scatter(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
+    """Of updates that land in one box at a known place, in their order."""
+    if known[1] is None or not eqn.invars[2].aval.size:
+        return None
+    shape, sizes = eqn.invars[0].aval.shape, eqn.invars[2].aval.shape
+    numbers = np.arange(1, math.prod(sizes) + 1, dtype=np.int32).reshape(sizes)
+    with jax.ensure_compile_time_eval():
+        dims, mode = eqn.params["dimension_numbers"], eqn.params["mode"]
+        landed = np.asarray(
+            lax.scatter_add(np.zeros(shape, np.int32), np.asarray(known[1]()), numbers, dims, mode=mode)
+        )
+    places = np.nonzero(landed)
+    if not np.any(landed):
+        return None
+    starts = [int(p.min()) for p in places]
+    box = [int(p.max()) + 1 - start for p, start in zip(places, starts, strict=True)]
+    inside = landed[tuple(slice(start, start + n) for start, n in zip(starts, box, strict=True))]
+    if inside.size != numbers.size or not np.array_equal(inside.ravel(), numbers.ravel()):
+        return None
+    part = lax.reshape(values[2], box)
+    if eqn.primitive.name == "scatter":
+        return [_place(values[0], part, starts)]
+    config = [(start, n - start - k, 0) for start, n, k in zip(starts, shape, box, strict=True)]
+    return [lax.add(values[0], lax.pad(part, np.zeros((), part.dtype)[()], config))]
 
 
 def _patches(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
@@ -149,6 +180,8 @@ _FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {
     "tile": _tile,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
+    "scatter": _scatter,
+    "scatter-add": _scatter,
     "gather": _gather,
     "conv_general_dilated": _patches,
 }

@@ -21,6 +21,8 @@ KIND_OF_ANCHOR = {
     "cumsum": "reduce",
     "mul": "product",
 }
+#: A number so large stands for infinity, however it is spelled: it saturates, and widens no range.
+MASK = 1e8
 #: More maxima, minima and selections than this in one function of one value are cheaper as a table.
 MOST_CHOICES = 3
 
@@ -134,9 +136,9 @@ class Grower:
         return all(self.known(v) or not classes.is_float(v) for v in eqn.invars[1:])
 
     def pads_neutrally(self, eqn: _compat.JaxprEqn) -> bool:
-        """Whether it pads with what every encoding of the operand has a code for: 0, or an end of the range."""
+        """Whether it pads with what every encoding of the operand has a code for: 0, or for a mask an end."""
         fill = self.constants.uniform(eqn.invars[1])
-        return fill is not None and (fill == 0 or bool(np.isinf(fill)))
+        return fill is not None and (fill == 0 or bool(np.abs(fill) >= MASK))
 
     def stays_inside(self, eqn: _compat.JaxprEqn) -> bool:
         """Whether no index of a gather can be out of bounds and ask for NaN."""

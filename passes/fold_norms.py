@@ -107,6 +107,9 @@ def fold_norms(program: Program) -> Program:
             return [biased(builder, chain, x, eqn.outvars[0].aval) if k == len(chain.behind) - 1 else x]
         if id(eqn) in passed:
             return [values[0] if eqn.invars[0] not in constants else values[1]]
+        if eqn.outvars[0] in constants and any(x is None for x in values):
+            # Only a product reads it, which has a weight of its own now, and the weight behind it is dropped.
+            return [None] * len(eqn.outvars)
         return None
 
     norms = {

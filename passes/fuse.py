@@ -140,7 +140,7 @@ class _Fuser:
         if isinstance(x, _Results):
             return Codes(x.codes[x.key(eqn)], scale, zero, qtype)
         if isinstance(x, Codes):
-            if x.type == qtype and x.scale is scale:
+            if x.type == qtype and (x.scale is scale or self.same_encoding(eqn)):
                 return x
             return Codes(ops.requantize(x.q, x.scale, x.zero_point, scale, zero, x.type, qtype), scale, zero, qtype)
         if eqn.invars[0] in self.constants:
@@ -151,6 +151,14 @@ class _Fuser:
             name = name if name.startswith(own) else f"{own}@{name}"
             return Codes(builder.weight(name, codes), scale, zero, qtype)
         return Codes(ops.quantize(x, scale, zero, qtype), scale, zero, qtype)
+
+    def same_encoding(self, eqn: _compat.JaxprEqn) -> bool:
+        """Whether a pair behind another has its numbers, though they are those of another value."""
+        made = self.program.producer.get(eqn.invars[0])
+        if made is None or made.primitive is not ops.fake_quantize_p:
+            return False
+        numbers = [[self.constants.value(v) for v in e.invars[1:]] for e in (made, eqn)]
+        return all(np.array_equal(a, b) for a, b in zip(*numbers, strict=True))
 
     def encoding_of(self, var: Any) -> list[Any]:
         """The variables of scale and zero point of the pair (or dequantize) behind a region's operand."""

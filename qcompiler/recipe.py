@@ -122,7 +122,8 @@ class Recipe:
       output: type of the results.
       activation_range: estimator for 8 bits and fewer: `minmax`, `moving_average`, `percentile`, `mse`, `entropy`, or
         an `Estimator`.
-      stream_range: estimator for wider types.
+      index_range: estimator for 9 to 12 bits, of which a table makes use of every one.
+      stream_range: estimator for wider types, which have bits to spare for values that calibration did not see.
       equalize: cross-layer equalization before quantization; None: only with weights per tensor, which need it.
       rules: overrides, first match wins.
 
@@ -137,7 +138,8 @@ class Recipe:
     index: QuantType = INDEX
     output: QuantType = STREAM
     activation_range: str | ranges.Estimator = "mse"
-    stream_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=1.25))
+    index_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=1.25))
+    stream_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=2.0))
     equalize: bool | None = None
     rules: tuple[Rule, ...] = ()
 
@@ -145,7 +147,7 @@ class Recipe:
         for role in MOST_BITS:
             _check_type(role, f"{role} type", getattr(self, role))
         object.__setattr__(self, "granularity", _granularity(self.granularity))
-        for estimator in (self.activation_range, self.stream_range):
+        for estimator in (self.activation_range, self.index_range, self.stream_range):
             self._estimator(estimator)
         rules = (self.rules,) if isinstance(self.rules, Rule) else tuple(self.rules)
         if wrong := [r for r in rules if not isinstance(r, Rule)]:
@@ -163,7 +165,8 @@ class Recipe:
 
     def estimator_for(self, qtype: QuantType) -> ranges.Estimator:
         """The range estimator for values of a type."""
-        return self._estimator(self.activation_range if qtype.bits <= 8 else self.stream_range)
+        by_bits = self.activation_range if qtype.bits <= 8 else self.index_range
+        return self._estimator(self.stream_range if qtype.bits > MOST_BITS["index"] else by_bits)
 
     def rule_for(self, region_id: str) -> Rule | None:
         """The first rule that matches a region."""

@@ -33,7 +33,11 @@ def codes(
     if isinstance(value, Real):
         return quantize_real(context, value, scale, zero, qtype, label)
     cases = [codes(context, c, scale, zero, qtype, f"{label}/case{k}") for k, c in enumerate(value.cases)]
-    parts = [c.x for c in cases] if value.which is None else [traced(value.which), *(c.x for c in cases)]
+    parts = [c.x for c in cases]
+    if isinstance(value.which, Known) and value.which.traced is None:
+        parts.insert(0, context.number(value.which.value, f"{label}/which", bool))
+    elif value.which is not None:
+        parts.insert(0, traced(value.which))
     shape = np.broadcast_shapes(*map(np.shape, parts))
     parts = [jnp.broadcast_to(x, shape) for x in parts]
     if value.how == "select":

@@ -101,7 +101,7 @@ PRODUCTS = {
     "film": lambda dense, x, y: x * (1 + jnp.mean(y, (1, 2))[:, None, None]) + jnp.max(y, (1, 2))[:, None, None],
     "difference-squared": lambda dense, x, y: jnp.square(x - y),
     "self-product": lambda dense, x, y: x * jax.nn.relu(x),
-    "quotient-by-softplus": lambda dense, x, y: x / (1 + jax.nn.softplus(y)),
+    "quotient-by-one-of-it": lambda dense, x, y: x * (1 / (1 + jax.nn.softplus(y))),
     "einsum-hadamard": lambda dense, x, y: jnp.einsum("bhwc,bhwc->bhwc", x, y),
     "einsum-gate": lambda dense, x, y: jnp.einsum("bhwc,bc->bhwc", x, jax.nn.sigmoid(jnp.mean(y, (1, 2)))),
 }

@@ -121,7 +121,7 @@ JOINS = {
     "interleave": lambda x, y: jnp.stack([x, y], axis=-1).reshape(*x.shape[:-1], -1),
     "concatenate-with-constant": lambda x, y: jnp.concatenate([x, jnp.ones_like(y), y], axis=-1),
     "concatenate-with-zeros": lambda x, y: (
-        jnp.concatenate([x, jnp.zeros_like(y[..., :2])], axis=-1) * 1 + x[:, :1, :1, :1]
+        jnp.concatenate([x, jnp.zeros_like(y[..., :2])], axis=-1) * 1 + y[:, :1, :1, :1]
     ),
 }
 

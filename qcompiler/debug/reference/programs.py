@@ -11,7 +11,7 @@ from qcompiler.debug.reference.contract import dequantize, quantize
 from qcompiler.debug.reference.regions import region, requantize
 from qcompiler.debug.reference.values import read
 from qcompiler.errors import QuantizationError
-from qcompiler.ir import _compat
+from qcompiler.ir import _compat, classes
 
 
 def evaluate(program: Any, inputs: Sequence[Any], io: str = "float") -> list[np.ndarray]:
@@ -53,6 +53,9 @@ def equation(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
         return [dequantize(*operands)]
     if name == "qc_requantize":
         return requantize(eqn, operands)
+    if not any(map(classes.is_float, (*eqn.invars, *eqn.outvars))):
+        # Integers of the model itself, on their way to where it makes them real.
+        return [np.asarray(x) for x in _compat.bind(eqn, list(operands))]
     raise QuantizationError(f"{name} is an island: the reference interprets integers only")
 
 
