@@ -60,7 +60,7 @@ def quantize_real(
 ) -> Int:
     """A real sum to codes: each term rescaled to output steps (with guard bits where there are several), one rounding.
 
-    Everything below is exact, so that it can be implemented again from here (`debug/reference.py` does).
+    Everything below is exact, so that it can be implemented again from here (`debug/reference/` does).
 
     The sum. A real value is sum_k s_k x_k + c, clamped to [low, high]; x_k are integers, all else is known, in float64.
     `dequantize` gives one term, x = q - z, s = float64(float32 scale). A factor f multiplies every s_k, c and both
