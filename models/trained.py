@@ -150,7 +150,9 @@ def main() -> None:
     for name in arguments.models:
         _, notes = trained(name, arguments.seed)
         print(f"{name}, seed {arguments.seed}: {notes['accuracy']:.2%} of {_HELD_OUT_IMAGES} unseen images right")
-        print(f"  trained in {notes['seconds']:.0f} s under jax {notes['jax']}: {settings_of(name).path(arguments.seed)}")
+        print(
+            f"  trained in {notes['seconds']:.0f} s under jax {notes['jax']}: {settings_of(name).path(arguments.seed)}"
+        )
 
 
 if __name__ == "__main__":
