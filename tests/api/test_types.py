@@ -24,9 +24,14 @@ def _mlp(params, x):
         return y @ params["v"]
 
 
-def _scales(qmodel, name):
+def _quantized(recipe):
+    return qc.trace(_mlp, X, params=PARAMS, recipe=recipe).calibrate([X]).quantize(strict=True)
+
+
+def _scales(quantized, name):
     """Distinct scales of a weight."""
-    (scale,) = (w for n, w in qmodel.params.items() if n.startswith(f"{name}:") and n.endswith("/scale"))
+    held = quantized.programs["fuse"].weights.items()
+    (scale,) = (w for n, w in held if n.startswith(f"{name}:") and n.endswith("/scale"))
     return len(np.unique(scale))
 
 
@@ -35,8 +40,7 @@ def _scales(qmodel, name):
 def test_integers_in_and_out(weight, activation):
     """Verified on the probe, strict, in the types asked for, and without a float in the program."""
     recipe = qc.Recipe(weight=weight, activation=activation, output=activation, granularity=qc.Granularity(5))
-    calibrated = qc.trace(_mlp, X, params=PARAMS, recipe=recipe).calibrate([X])
-    quantized = calibrated.quantize(strict=True)
+    quantized = _quantized(recipe)
     codes, real = quantized.compile(io="int"), quantized.compile()
     entry, (exit,) = codes.input_encodings["x"], codes.output_encodings
     assert entry.type == exit.type == activation
@@ -50,15 +54,14 @@ def test_integers_in_and_out(weight, activation):
     ("granularity", "scales"), [("tensor", 1), ("channel", 12), (qc.Granularity(4), 3), (qc.Granularity(5), 3)]
 )
 def test_granularity(granularity, scales):
-    recipe = qc.Recipe(granularity=granularity, equalize=False)
-    assert _scales(qc.quantize(_mlp, [X], params=PARAMS, recipe=recipe), "w") == scales
+    assert _scales(_quantized(qc.Recipe(granularity=granularity, equalize=False)), "w") == scales
 
 
 def test_a_rule_has_its_own_granularity_and_activations():
     rule = qc.Rule(path="enc", granularity="tensor", activation=qc.QuantType(16), weight=qc.QuantType(6))
-    qmodel = qc.quantize(_mlp, [X], params=PARAMS, recipe=qc.Recipe(rules=(rule,)))
-    assert (_scales(qmodel, "w"), _scales(qmodel, "v")) == (1, 4)
-    assert qmodel.input_encodings["x"].type == qc.QuantType(16)
+    quantized = _quantized(qc.Recipe(rules=(rule,)))
+    assert (_scales(quantized, "w"), _scales(quantized, "v")) == (1, 4)
+    assert quantized.compile().input_encodings["x"].type == qc.QuantType(16)
 
 
 def test_a_rule_on_the_granularity_of_layers_without_weights():
@@ -69,7 +72,7 @@ def test_a_rule_on_the_granularity_of_layers_without_weights():
             x = jnp.tanh(x)
         return x @ params["w"]
 
-    with pytest.raises(qc.RecipeError, match="granularity to layers without weight"):
+    with pytest.raises(qc.RecipeError, match="granularity to the weight of layers that have none: act"):
         qc.quantize(fun, [X], params=PARAMS, recipe=qc.Recipe(rules=(rule,)))
 
 

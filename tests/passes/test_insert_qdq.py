@@ -191,3 +191,17 @@ def test_weight_scale_is_full_rank_and_covers_the_weight():
     scale, zero = weight_scale(w, QuantType(8, symmetric=True))
     assert scale.shape == zero.shape == ()
     assert weight_scale(np.zeros((2, 0), np.float32), QuantType(8, symmetric=True))[0] == 1
+
+
+def test_weight_scale_of_blocks_is_repeated_over_them():
+    w = _normal(6, 8) + np.float32(0.5)
+    qtype = QuantType(8, axis=(1,), block_size=(3,))
+    scale, zero = weight_scale(w, qtype)
+    assert scale.shape == zero.shape == (1, 8)
+    for block in (slice(0, 3), slice(3, 6), slice(6, 8)):
+        low, high = w[:, block].min(), w[:, block].max()
+        np.testing.assert_allclose(scale[0, block], (high - low) / 255, rtol=1e-6)
+        np.testing.assert_array_equal(zero[0, block], np.rint(-128 - low / scale[0, block]))
+    # Two dimensions, of which one is in blocks.
+    both, _ = weight_scale(_normal(2, 6, 8), QuantType(8, axis=(0, 2), block_size=(1, 4)))
+    assert both.shape == (2, 1, 8) and len(np.unique(both)) == 4
