@@ -20,9 +20,6 @@ from qcompiler.errors import OverflowProofError
 from qcompiler.numerics import fixed_point
 from qcompiler.numerics.types import QuantType
 
-#: A single term whose results reach no further than this many output steps has guard bits enough as it is.
-_FINE_REACH = 2.0**21
-
 
 def codes(
     context: Context, value: Real | Choice | Known, scale: np.ndarray, zero: np.ndarray, qtype: QuantType, label: str
@@ -76,12 +73,11 @@ def quantize_real(
       g = the largest of 0..14 with R 2**g <= 2**27; if R > 2**27, g = -min(K, A), with K the least for which
         R 2**-K <= 2**27 and 2**A at most half of the smallest |r_k| that is not 0 (A = 0 if there is no such A > 0);
       t = (sum_k rescale(x_k, r_k 2**g) + rint((c / s_out + z) 2**g) + 2**(g-1)) >> g for g > 0, without half and shift
-        for g = 0, and clamped to +-2**(30+g), then << -g, for g < 0.
+        for g = 0, and clamped to +-2**(30+g), then << -g, for g < 0; there, if max|c / s_out + z| <= 2**29, its rint
+        is added behind the shift, in whole steps.
     So where terms are wide and nearly cancel, the sum is in coarser units, but still finer than the terms' own steps.
-    One term with R > 2**21 is as fine as its result needs instead: with W = 4 max|c / s_out + z| + 2 (qmax - qmin + 1),
-    if W < R and W <= 2**27, g is the largest of 0..14 with W 2**g <= 2**27, r_k 2**g is held within +-W 2**g, and
-    rescale saturates x_k at floor(W / |r_k|), at which t is beyond the type's ends.
-    If even R 2**g > 2**27, rescale k saturates x_k at floor((2**27 / number of terms) / |r_k 2**g|): the bounds of
+    If even R 2**g > 2**27, with L = 2**27 / number of terms, r_k 2**g is held within +-L, and rescale k saturates x_k
+    at floor(L / |r_k 2**g|): the bounds of
     accumulators are pessimistic, and such values would be far beyond the range of the result.
     The code is min(max(t, l), h), with l and h the codes of the ends by the entry's formula in float32, or the ends of
     the type. `rescale` and the entry are specified in `numerics.fixed_point`.
@@ -110,35 +106,28 @@ def quantize_real(
         ratios = [t.scale / step for t in terms]
         reach = sum(float(np.max(np.abs(r) * t.int.magnitude, initial=0)) for r, t in zip(ratios, terms, strict=True))
         reach += float(np.max(np.abs(offset + zero), initial=0))
-        window = 4 * float(np.max(np.abs(offset + zero), initial=0)) + 2 * (qtype.qmax - qtype.qmin + 1)
-        most = 2.0**fixed_point.TERM_BITS
-        windowed = len(terms) == 1 and reach > _FINE_REACH and window < reach and window <= most
-        if windowed:
-            guard = fixed_point.guard_bits(window)
-        else:
-            finest = min(float(np.min(np.abs(r), where=r != 0, initial=np.inf)) for r in ratios)
-            guard = fixed_point.guard_bits(reach, finest)
-        constant = np.rint((offset + zero) * 2.0**guard)
+        finest = min(float(np.min(np.abs(r), where=r != 0, initial=np.inf)) for r in ratios)
+        guard = fixed_point.guard_bits(reach, finest)
+        whole = guard < 0 and float(np.max(np.abs(offset + zero), initial=0)) <= 2.0**29
+        constant = np.rint((offset + zero) * (1.0 if whole else 2.0**guard))
         if np.max(np.abs(constant), initial=0) > 2.0**30:
             raise OverflowProofError(
                 f"a constant added in region {context.region} is {np.max(np.abs(offset)):.3g} steps of its output, too "
                 "large for int32: calibrate on data that reaches it, or keep the layer in float by a qc.Rule"
             )
-        if windowed:
-            largest = window * 2.0**guard
-        else:
-            largest = most / len(terms) if reach * 2.0**guard > most else None
-        ratios = [np.clip(r * 2.0**guard, -largest, largest) if windowed else r * 2.0**guard for r in ratios]
+        most = 2.0**fixed_point.TERM_BITS
+        largest = most / len(terms) if reach * 2.0**guard > most else None
+        ratios = [r * 2.0**guard for r in ratios]
+        if largest is not None:
+            ratios = [np.clip(r, -largest, largest) for r in ratios]
         parts = [
             _rescaled(context, t, r, f"{label}/{k}", largest)
             for k, (t, r) in enumerate(zip(terms, ratios, strict=True))
         ]
-        total = parts[0]
-        for part in parts[1:]:
-            total = lax.add_p.bind(total, part)
-        if np.any(constant):
-            total = lax.add_p.bind(total, context.number(constant, f"{label}/constant"))
+        held = [context.number(constant, f"{label}/constant")] if np.any(constant) else []
+        total = functools.reduce(lax.add_p.bind, parts if whole else [*parts, *held])
         total = fixed_point.round_guard(total, guard)
+        total = functools.reduce(lax.add_p.bind, held, total) if whole else total
     ends = [None if b is None else fixed_point.quantize_number(b, scale, zero, qtype) for b in (real.low, real.high)]
     free = (qtype.qmin, qtype.qmax)
     low, high = (

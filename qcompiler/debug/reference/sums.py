@@ -40,10 +40,8 @@ def _store(value: Real, scale: np.ndarray, zero: np.ndarray, qtype: Any) -> Ints
         for ratio, (q, _) in zip(ratios, terms, strict=True):
             reach += float(np.max(np.abs(ratio) * np.maximum(np.abs(q.low), np.abs(q.high))))
         reach += float(np.max(np.abs(offset + zero)))
-        window = 4 * float(np.max(np.abs(offset + zero))) + 2 * (qtype.qmax - qtype.qmin + 1)
-        narrow = len(terms) == 1 and reach > 2.0**21 and window < reach and window <= 2.0**27
         guard = 14
-        while guard > -30 and (window if narrow else reach) * 2.0**guard > 2.0**27:
+        while guard > -30 and reach * 2.0**guard > 2.0**27:
             guard -= 1
         if guard < 0:
             coarse = 0
@@ -52,16 +50,16 @@ def _store(value: Real, scale: np.ndarray, zero: np.ndarray, qtype: Any) -> Ints
                 coarse += 1
             guard = max(guard, -coarse)
         largest = 2.0**27 / len(terms) if reach * 2.0**guard > 2.0**27 else None
-        if narrow:
-            largest = window * 2.0**guard
-            ratios = [np.clip(ratios[0], -window, window)]
-        total = np.rint((offset + zero) * 2.0**guard).astype(np.int64)
-        if np.max(np.abs(total)) > 2**30:
+        behind = guard < 0 and float(np.max(np.abs(offset + zero))) <= 2.0**29
+        number = np.rint((offset + zero) * (1 if behind else 2.0**guard)).astype(np.int64)
+        if np.max(np.abs(number)) > 2**30:
             raise OverflowProofError("a constant of a region does not fit int32")
+        total = np.int64(0) if behind else number
         for ratio, (q, _) in zip(ratios, terms, strict=True):
-            total = total + rescale(q.values, ratio * 2.0**guard, largest)
+            ratio = ratio * 2.0**guard
+            total = total + rescale(q.values, ratio if largest is None else np.clip(ratio, -largest, largest), largest)
         if guard < 0:
-            total = np.clip(total, -(2 ** (30 + guard)), 2 ** (30 + guard)) << -guard
+            total = (np.clip(total, -(2 ** (30 + guard)), 2 ** (30 + guard)) << -guard) + (number if behind else 0)
         else:
             total = (total + ((1 << guard) >> 1)) >> guard
     low, high = (quantize(b, scale, zero, qtype).astype(np.int64) for b in (value.low, value.high))
