@@ -139,7 +139,8 @@ class Recipe:
     output: QuantType = STREAM
     activation_range: str | ranges.Estimator = "mse"
     index_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=1.25))
-    stream_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=2.0))
+    # Not 2, at which the largest value seen would lie half way between two codes.
+    stream_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=1.9))
     equalize: bool | None = None
     rules: tuple[Rule, ...] = ()
 
