@@ -316,7 +316,7 @@ def test_sums_of_shapes_that_broadcast_join():
         (lambda x: x > 0.5, "linear"),
         (lambda x: x[:, :4] >= x[:, 4:], "linear"),
     ],
-    ids="concatenate stack pad mask_and_crop pad_with_two gather tile argmax cumsum average_pool greater compare".split(),
+    ids="concatenate stack pad mask_and_crop pad_two gather tile argmax cumsum average_pool greater compare".split(),
 )
 def test_more_kinds(fun, kind):
     program = _partition(lambda p, x: fun(x), X)
