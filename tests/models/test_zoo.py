@@ -79,7 +79,7 @@ ZOO = {
         linen_model(models.LinenResNet(resnet.LinenBottleneckBlock, (1, 1), width=8, classes=10)), 22
     ),
     "efficientnet": Entry(
-        nnx_model(lambda r: models.EfficientNet(0.5, 1.0, classes=10, stages=B0_IN_SMALL, rngs=r)), 15
+        nnx_model(lambda r: models.EfficientNet(0.5, 1.0, classes=10, stages=B0_IN_SMALL, rngs=r)), 12
     ),
     "densenet": Entry(linen_model(models.DenseNet((2, 3), growth=8, classes=10, stem="small")), 20),
     "vgg": Entry(linen_model(models.VGG((1, 2, 2), 8, (32,), 10)), 25),

@@ -100,7 +100,7 @@ class _Generator:
         return Case(origin, recipe, self.steps, self.weights, self.inputs, results, thorough)
 
     def step(self) -> None:
-        """Appends one step, mostly on the last value, unless its result is too large."""
+        """Appends one step, mostly on the last value, unless its result is too large, or zero everywhere."""
         last = len(self.values) - 1
         source = last if self.chance(0.75) else int(self.rng.integers(len(self.values)))
         x = self.values[source]
@@ -114,7 +114,8 @@ class _Generator:
         value = run_step(step, [self.values[r] for r in reads], held)
         if not np.isfinite(value).all() or np.abs(value).max(initial=0) > MOST_MAGNITUDE or not value.size:
             return
-        if value.size > MOST_ELEMENTS:
+        # What is zero everywhere has no range, so that a scale for it, and how finely what follows is summed, is a guess.
+        if value.size > MOST_ELEMENTS or not np.any(value):
             return
         if held:
             self.weights[str(len(self.steps))] = held
