@@ -114,7 +114,7 @@ class _Generator:
         value = run_step(step, [self.values[r] for r in reads], held)
         if not np.isfinite(value).all() or np.abs(value).max(initial=0) > MOST_MAGNITUDE or not value.size:
             return
-        # What is zero everywhere has no range, so that a scale for it, and how finely what follows is summed, is a guess.
+        # What is zero everywhere has no range: its scale, and how finely what follows is summed, would be a guess.
         if value.size > MOST_ELEMENTS or not np.any(value):
             return
         if held:
