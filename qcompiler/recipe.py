@@ -176,7 +176,7 @@ class Recipe:
     @property
     def equalizes(self) -> bool:
         """Whether the equalize pass runs."""
-        return self.granularity.channel_group is None if self.equalize is None else self.equalize
+        return _granularity(self.granularity).channel_group is None if self.equalize is None else self.equalize
 
 
 #: The LiteRT 8-bit rules: every activation in 8 bits, affine per tensor; weights per channel, symmetric, [-127, 127].
