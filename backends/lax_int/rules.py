@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from qcompiler.backends.lax_int import bounds, products, rounding
+from qcompiler.backends.lax_int import bounds, products, rounding, windows
 from qcompiler.backends.lax_int.context import Context
 from qcompiler.backends.lax_int.values import Choice, Int, Known, Real, Term, traced
 from qcompiler.errors import QuantizationError
@@ -177,7 +177,12 @@ def _running_sum(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> 
     (x,) = values
     window = eqn.params.get("window_dimensions") or [eqn.invars[0].aval.shape[eqn.params["axis"]]]
     low, high = (end * int(np.prod(window)) for end in bounds.collapse(x.low, x.high))
-    return Int(_compat.bind(eqn, [x.x])[0], *bounds.prove(eqn, low, high, context.region))
+    if eqn.primitive.name == "reduce_window_sum":
+        names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+        out = windows.window_sum(x.x, *(eqn.params[name] for name in names))
+    else:
+        (out,) = _compat.bind(eqn, [x.x])
+    return Int(out, *bounds.prove(eqn, low, high, context.region))
 
 
 @rule("concatenate")

@@ -104,7 +104,6 @@ def conv(
     """
     taps = [[len(phase.taps) for phase in a.phases] for a in axes]
     if not all(map(any, taps)):
-        shape = [a.outputs for a in axes]
         shape = [kernel.shape[-1] if d == channel else n for d, n in enumerate(image.shape)]
         for d, a in zip(dims, axes, strict=True):
             shape[d] = a.outputs
