@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(name: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
     """One row of the table; times are medians in milliseconds."""
     images = np.asarray(statistics.smooth_images(jax.random.key(1), (4 + batch, size, size, 3)))
-    model, options = realistic(NETS[name](nnx.Rngs(0)), size)
+    model, options = statistics.realistic(NETS[name](nnx.Rngs(0)), jax.random.key(0), size)
     qmodel = qc.quantize(model, [images[:4]], verify="types", **options)
     x = jnp.asarray(images[4:])
     float_model = jax.jit(qmodel.float)
@@ -81,20 +81,6 @@ def measure(name: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
         "islands": len(report.islands),
         "weight_ratio": report.weight_bytes / report.float_weight_bytes,
     }
-
-
-def realistic(model: nnx.Module | linen.Module, size: int) -> tuple[Any, dict[str, Any]]:
-    """The model with BatchNorm statistics of images, and the arguments that `qc.quantize` needs for it."""
-    key = jax.random.key(0)
-    if isinstance(model, linen.Module):
-        variables = model.init(key, jnp.zeros((1, size, size, 3)))
-        if "batch_stats" in variables:
-            variables = statistics.calibrate_linen_batch_norm(model, variables, key, size)
-        return model, {"variables": variables, "apply_kwargs": {"train": False}}
-    if any(isinstance(m, nnx.BatchNorm) for _, m in nnx.iter_modules(model)):
-        return statistics.calibrate_batch_norm(model, key, size), {}
-    model.eval()
-    return model, {}
 
 
 if __name__ == "__main__":

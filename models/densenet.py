@@ -11,21 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from qcompiler.models.layers import linen_conv, linen_norm
+
 
 def _norm_relu(x: jax.Array, train: bool, name: str) -> jax.Array:
-    return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)(x))
-
-
-def _conv(channels: int, kernel: int, name: str, stride: int = 1) -> nn.Conv:
-    return nn.Conv(
-        channels,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=kernel // 2,
-        use_bias=False,
-        kernel_init=nn.initializers.he_normal(),
-        name=name,
-    )
+    return nn.relu(linen_norm(train, name=name)(x))
 
 
 class DenseLayer(nn.Module):
@@ -35,8 +25,8 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        y = _conv(4 * self.growth, 1, "conv1")(_norm_relu(x, train, "norm1"))
-        y = _conv(self.growth, 3, "conv2")(_norm_relu(y, train, "norm2"))
+        y = linen_conv(4 * self.growth, 1, name="conv1")(_norm_relu(x, train, "norm1"))
+        y = linen_conv(self.growth, 3, name="conv2")(_norm_relu(y, train, "norm2"))
         return jnp.concatenate([x, y], axis=-1)
 
 
@@ -47,7 +37,7 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = _conv(int(x.shape[-1] * self.compression), 1, "conv")(_norm_relu(x, train, "norm"))
+        x = linen_conv(int(x.shape[-1] * self.compression), 1, name="conv")(_norm_relu(x, train, "norm"))
         # `nn.avg_pool` divides by an integer, which strict dtype promotion refuses.
         return nn.pooling.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
 
@@ -80,10 +70,10 @@ class DenseNet(nn.Module):
         if self.stem not in ("imagenet", "small"):
             raise ValueError(f"stem must be 'imagenet' or 'small', got {self.stem!r}")
         if self.stem == "imagenet":
-            x = _norm_relu(_conv(2 * self.growth, 7, "conv_stem", 2)(x), train, "norm_stem")
+            x = _norm_relu(linen_conv(2 * self.growth, 7, 2, name="conv_stem")(x), train, "norm_stem")
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         else:
-            x = _conv(2 * self.growth, 3, "conv_stem")(x)
+            x = linen_conv(2 * self.growth, 3, name="conv_stem")(x)
         for stage, layers in enumerate(self.stage_sizes):
             if stage > 0:
                 x = Transition(self.compression, name=f"transition_{stage}")(x, train)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qcompiler.models.layers import scaled_channels
+
 
 class Stage(NamedTuple):
     """A row of the paper's Table 1: blocks that share everything but the stride, which only the first has.
@@ -41,13 +43,6 @@ B0_STAGES = (
     Stage(6, 192, 4, 2, 5),
     Stage(6, 320, 1, 1, 3),
 )
-
-
-def scaled_channels(channels: int, width: float, divisor: int = 8) -> int:
-    """`channels * width` as the nearest multiple of `divisor` that is no more than 10 % below."""
-    target = channels * width
-    rounded = max(divisor, int(target + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * target else rounded
 
 
 class ConvNorm(nnx.Module):

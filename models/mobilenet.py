@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax import nnx
 
 from qcompiler.models.depthwise import Depthwise, conv_for
+from qcompiler.models.layers import conv, linen_conv, linen_norm, norm, scaled_channels
 
 Plan = Literal["imagenet", "small"]
 
@@ -20,12 +21,6 @@ _STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 
 #: Stride of the first block of each stage. The stem's is 2 in both plans: 32 times smaller maps in all, or 8 times.
 _STRIDES = {"imagenet": (1, 2, 2, 2, 1, 2, 1), "small": (1, 2, 1, 2, 1, 1, 1)}
 _STEM, _HEAD = 32, 1280
-
-
-def _scaled(channels: int, width: float) -> int:
-    """`channels * width` as a multiple of 8, at most a tenth below it, as the authors' own code rounds it."""
-    rounded = max(8, int(channels * width + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels * width else rounded
 
 
 def _block_plan(width: float, plan: Plan) -> list[tuple[int, int, int]]:
@@ -39,7 +34,7 @@ def _block_plan(width: float, plan: Plan) -> list[tuple[int, int, int]]:
     if not width > 0:
         raise ValueError(f"width must be positive, got {width}")
     return [
-        (expansion, _scaled(channels, width), stride if i == 0 else 1)
+        (expansion, scaled_channels(channels, width), stride if i == 0 else 1)
         for (expansion, channels, count), stride in zip(_STAGES, _STRIDES[plan], strict=True)
         for i in range(count)
     ]
@@ -47,28 +42,10 @@ def _block_plan(width: float, plan: Plan) -> list[tuple[int, int, int]]:
 
 def _head_channels(width: float) -> int:
     """The last layer before pooling widens with `width`, but never narrows."""
-    return _scaled(_HEAD, max(1.0, width))
+    return scaled_channels(_HEAD, max(1.0, width))
 
 
 # nnx
-
-
-def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1, *, rngs: nnx.Rngs, **options) -> nnx.Conv:
-    return nnx.Conv(
-        channels_in,
-        channels,
-        kernel_size=(kernel, kernel),
-        strides=(stride, stride),
-        padding=kernel // 2,
-        use_bias=False,
-        kernel_init=nnx.initializers.he_normal(),
-        rngs=rngs,
-        **options,
-    )
-
-
-def _norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
 
 class InvertedResidual(nnx.Module):
@@ -90,14 +67,14 @@ class InvertedResidual(nnx.Module):
         hidden = channels_in * expansion
         self.expand = expansion != 1
         if self.expand:
-            self.conv_expand = _conv(channels_in, hidden, 1, rngs=rngs)
-            self.norm_expand = _norm(hidden, rngs=rngs)
-        self.conv_depthwise = _conv(
+            self.conv_expand = conv(channels_in, hidden, 1, rngs=rngs)
+            self.norm_expand = norm(hidden, rngs=rngs)
+        self.conv_depthwise = conv(
             hidden, hidden, 3, stride, feature_group_count=hidden, conv_general_dilated=conv_for(depthwise), rngs=rngs
         )
-        self.norm_depthwise = _norm(hidden, rngs=rngs)
-        self.conv_project = _conv(hidden, channels, 1, rngs=rngs)
-        self.norm_project = _norm(channels, rngs=rngs)
+        self.norm_depthwise = norm(hidden, rngs=rngs)
+        self.conv_project = conv(hidden, channels, 1, rngs=rngs)
+        self.norm_project = norm(channels, rngs=rngs)
         self.residual = stride == 1 and channels_in == channels
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -138,17 +115,17 @@ class MobileNetV2(nnx.Module):
         depthwise: Depthwise = "conv",
         rngs: nnx.Rngs,
     ):
-        size = _scaled(_STEM, width)
+        size = scaled_channels(_STEM, width)
         blocks_of = _block_plan(width, plan)
-        self.conv_stem = _conv(channels, size, 3, 2, rngs=rngs)
-        self.norm_stem = _norm(size, rngs=rngs)
+        self.conv_stem = conv(channels, size, 3, 2, rngs=rngs)
+        self.norm_stem = norm(size, rngs=rngs)
         blocks = []
         for expansion, block_channels, stride in blocks_of:
             blocks.append(InvertedResidual(size, block_channels, stride, expansion, depthwise=depthwise, rngs=rngs))
             size = block_channels
         self.blocks = nnx.List(blocks)
-        self.conv_head = _conv(size, _head_channels(width), 1, rngs=rngs)
-        self.norm_head = _norm(_head_channels(width), rngs=rngs)
+        self.conv_head = conv(size, _head_channels(width), 1, rngs=rngs)
+        self.norm_head = norm(_head_channels(width), rngs=rngs)
         self.head = nnx.Linear(_head_channels(width), classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -166,10 +143,10 @@ def use_depthwise(model: nnx.Module, depthwise: Depthwise) -> None:
     Raises:
       ValueError: no such way.
     """
-    conv = conv_for(depthwise)
+    compute = conv_for(depthwise)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.Conv) and module.feature_group_count == module.in_features > 1:
-            module.conv_general_dilated = conv
+            module.conv_general_dilated = compute
 
 
 def mobilenet_v2(width: float = 1.0, classes: int = 1000, *, rngs: nnx.Rngs, **options) -> MobileNetV2:
@@ -178,23 +155,6 @@ def mobilenet_v2(width: float = 1.0, classes: int = 1000, *, rngs: nnx.Rngs, **o
 
 
 # linen
-
-
-def _linen_conv(channels: int, kernel: int, stride: int = 1, *, name: str, **options) -> nn.Conv:
-    return nn.Conv(
-        channels,
-        kernel_size=(kernel, kernel),
-        strides=(stride, stride),
-        padding=kernel // 2,
-        use_bias=False,
-        kernel_init=nn.initializers.he_normal(),
-        name=name,
-        **options,
-    )
-
-
-def _linen_norm(train: bool, *, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
 
 
 class LinenInvertedResidual(nn.Module):
@@ -210,13 +170,13 @@ class LinenInvertedResidual(nn.Module):
         hidden = x.shape[-1] * self.expansion
         y = x
         if self.expansion != 1:
-            y = _linen_conv(hidden, 1, name="conv_expand")(y)
-            y = jax.nn.relu6(_linen_norm(train, name="norm_expand")(y))
+            y = linen_conv(hidden, 1, name="conv_expand")(y)
+            y = jax.nn.relu6(linen_norm(train, name="norm_expand")(y))
         grouped = {"feature_group_count": hidden, "conv_general_dilated": conv_for(self.depthwise)}
-        y = _linen_conv(hidden, 3, self.stride, name="conv_depthwise", **grouped)(y)
-        y = jax.nn.relu6(_linen_norm(train, name="norm_depthwise")(y))
-        y = _linen_conv(self.channels, 1, name="conv_project")(y)
-        y = _linen_norm(train, name="norm_project")(y)
+        y = linen_conv(hidden, 3, self.stride, name="conv_depthwise", **grouped)(y)
+        y = jax.nn.relu6(linen_norm(train, name="norm_depthwise")(y))
+        y = linen_conv(self.channels, 1, name="conv_project")(y)
+        y = linen_norm(train, name="norm_project")(y)
         return x + y if self.stride == 1 and x.shape[-1] == self.channels else y
 
 
@@ -238,12 +198,12 @@ class LinenMobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         blocks_of = _block_plan(self.width, self.plan)
-        x = _linen_conv(_scaled(_STEM, self.width), 3, 2, name="conv_stem")(x)
-        x = jax.nn.relu6(_linen_norm(train, name="norm_stem")(x))
+        x = linen_conv(scaled_channels(_STEM, self.width), 3, 2, name="conv_stem")(x)
+        x = jax.nn.relu6(linen_norm(train, name="norm_stem")(x))
         for i, (expansion, channels, stride) in enumerate(blocks_of):
             x = LinenInvertedResidual(channels, stride, expansion, self.depthwise, name=f"blocks_{i}")(x, train)
-        x = _linen_conv(_head_channels(self.width), 1, name="conv_head")(x)
-        x = jax.nn.relu6(_linen_norm(train, name="norm_head")(x))
+        x = linen_conv(_head_channels(self.width), 1, name="conv_head")(x)
+        x = jax.nn.relu6(linen_norm(train, name="norm_head")(x))
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.classes, name="head")(x)
 

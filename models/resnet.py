@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
+from qcompiler.models.layers import conv, linen_conv, linen_norm, norm
+
 Stem = Literal["imagenet", "small"]
 
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -34,23 +36,6 @@ def _check_stem(stem: str) -> None:
 # nnx
 
 
-def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1, *, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(
-        channels_in,
-        channels,
-        kernel_size=(kernel, kernel),
-        strides=(stride, stride),
-        padding=kernel // 2,
-        use_bias=False,
-        kernel_init=nnx.initializers.he_normal(),
-        rngs=rngs,
-    )
-
-
-def _norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, rngs=rngs)
-
-
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut.
 
@@ -60,14 +45,14 @@ class BasicBlock(nnx.Module):
     expansion: ClassVar[int] = 1
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1, *, rngs: nnx.Rngs):
-        self.conv1 = _conv(channels_in, channels, 3, stride, rngs=rngs)
-        self.norm1 = _norm(channels, rngs=rngs)
-        self.conv2 = _conv(channels, channels, 3, rngs=rngs)
-        self.norm2 = _norm(channels, rngs=rngs)
+        self.conv1 = conv(channels_in, channels, 3, stride, rngs=rngs)
+        self.norm1 = norm(channels, rngs=rngs)
+        self.conv2 = conv(channels, channels, 3, rngs=rngs)
+        self.norm2 = norm(channels, rngs=rngs)
         self.project = stride != 1 or channels_in != channels
         if self.project:
-            self.conv_shortcut = _conv(channels_in, channels, 1, stride, rngs=rngs)
-            self.norm_shortcut = _norm(channels, rngs=rngs)
+            self.conv_shortcut = conv(channels_in, channels, 1, stride, rngs=rngs)
+            self.norm_shortcut = norm(channels, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jax.nn.relu(self.norm1(self.conv1(x)))
@@ -87,16 +72,16 @@ class BottleneckBlock(nnx.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1, *, rngs: nnx.Rngs):
         channels_out = channels * self.expansion
-        self.conv1 = _conv(channels_in, channels, 1, rngs=rngs)
-        self.norm1 = _norm(channels, rngs=rngs)
-        self.conv2 = _conv(channels, channels, 3, stride, rngs=rngs)
-        self.norm2 = _norm(channels, rngs=rngs)
-        self.conv3 = _conv(channels, channels_out, 1, rngs=rngs)
-        self.norm3 = _norm(channels_out, rngs=rngs)
+        self.conv1 = conv(channels_in, channels, 1, rngs=rngs)
+        self.norm1 = norm(channels, rngs=rngs)
+        self.conv2 = conv(channels, channels, 3, stride, rngs=rngs)
+        self.norm2 = norm(channels, rngs=rngs)
+        self.conv3 = conv(channels, channels_out, 1, rngs=rngs)
+        self.norm3 = norm(channels_out, rngs=rngs)
         self.project = stride != 1 or channels_in != channels_out
         if self.project:
-            self.conv_shortcut = _conv(channels_in, channels_out, 1, stride, rngs=rngs)
-            self.norm_shortcut = _norm(channels_out, rngs=rngs)
+            self.conv_shortcut = conv(channels_in, channels_out, 1, stride, rngs=rngs)
+            self.norm_shortcut = norm(channels_out, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jax.nn.relu(self.norm1(self.conv1(x)))
@@ -139,8 +124,8 @@ class ResNet(nnx.Module):
         _check_stem(stem)
         self.stem = stem
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        self.conv_stem = _conv(channels, width, kernel, stride, rngs=rngs)
-        self.norm_stem = _norm(width, rngs=rngs)
+        self.conv_stem = conv(channels, width, kernel, stride, rngs=rngs)
+        self.norm_stem = norm(width, rngs=rngs)
         blocks = []
         size = width
         for block_channels, stride in _block_plan(stage_sizes, width):
@@ -187,22 +172,6 @@ def resnet152(*, rngs: nnx.Rngs, **options) -> ResNet:
 # linen
 
 
-def _linen_conv(channels: int, kernel: int, stride: int = 1, *, name: str) -> nn.Conv:
-    return nn.Conv(
-        channels,
-        kernel_size=(kernel, kernel),
-        strides=(stride, stride),
-        padding=kernel // 2,
-        use_bias=False,
-        kernel_init=nn.initializers.he_normal(),
-        name=name,
-    )
-
-
-def _linen_norm(train: bool, *, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
-
-
 class LinenBasicBlock(nn.Module):
     """The linen twin of `BasicBlock`."""
 
@@ -213,13 +182,13 @@ class LinenBasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        y = _linen_conv(self.channels, 3, self.stride, name="conv1")(x)
-        y = jax.nn.relu(_linen_norm(train, name="norm1")(y))
-        y = _linen_conv(self.channels, 3, name="conv2")(y)
-        y = _linen_norm(train, name="norm2")(y)
+        y = linen_conv(self.channels, 3, self.stride, name="conv1")(x)
+        y = jax.nn.relu(linen_norm(train, name="norm1")(y))
+        y = linen_conv(self.channels, 3, name="conv2")(y)
+        y = linen_norm(train, name="norm2")(y)
         if x.shape != y.shape:
-            x = _linen_conv(self.channels, 1, self.stride, name="conv_shortcut")(x)
-            x = _linen_norm(train, name="norm_shortcut")(x)
+            x = linen_conv(self.channels, 1, self.stride, name="conv_shortcut")(x)
+            x = linen_norm(train, name="norm_shortcut")(x)
         return jax.nn.relu(x + y)
 
 
@@ -233,15 +202,15 @@ class LinenBottleneckBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        y = _linen_conv(self.channels, 1, name="conv1")(x)
-        y = jax.nn.relu(_linen_norm(train, name="norm1")(y))
-        y = _linen_conv(self.channels, 3, self.stride, name="conv2")(y)
-        y = jax.nn.relu(_linen_norm(train, name="norm2")(y))
-        y = _linen_conv(self.channels * self.expansion, 1, name="conv3")(y)
-        y = _linen_norm(train, name="norm3")(y)
+        y = linen_conv(self.channels, 1, name="conv1")(x)
+        y = jax.nn.relu(linen_norm(train, name="norm1")(y))
+        y = linen_conv(self.channels, 3, self.stride, name="conv2")(y)
+        y = jax.nn.relu(linen_norm(train, name="norm2")(y))
+        y = linen_conv(self.channels * self.expansion, 1, name="conv3")(y)
+        y = linen_norm(train, name="norm3")(y)
         if x.shape != y.shape:
-            x = _linen_conv(self.channels * self.expansion, 1, self.stride, name="conv_shortcut")(x)
-            x = _linen_norm(train, name="norm_shortcut")(x)
+            x = linen_conv(self.channels * self.expansion, 1, self.stride, name="conv_shortcut")(x)
+            x = linen_norm(train, name="norm_shortcut")(x)
         return jax.nn.relu(x + y)
 
 
@@ -265,8 +234,8 @@ class LinenResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         _check_stem(self.stem)
         kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = _linen_conv(self.width, kernel, stride, name="conv_stem")(x)
-        x = jax.nn.relu(_linen_norm(train, name="norm_stem")(x))
+        x = linen_conv(self.width, kernel, stride, name="conv_stem")(x)
+        x = jax.nn.relu(linen_norm(train, name="norm_stem")(x))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for i, (channels, stride) in enumerate(_block_plan(self.stage_sizes, self.width)):

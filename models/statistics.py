@@ -185,3 +185,28 @@ def calibrate_linen_batch_norm(
         mean, var = _pool(measured[*path, "mean"], measured[*path, "var"])
         stats[*path, "mean"], stats[*path, "var"] = jnp.asarray(mean), jnp.asarray(np.maximum(var, 0))
     return {**variables, "batch_stats": traverse_util.unflatten_dict(stats)}
+
+
+def realistic(
+    model: nnx.Module | linen.Module, key: jax.Array, image_size: int, *, batch_size: int = 4
+) -> tuple[Any, dict[str, Any]]:
+    """An untrained network of either flavour with realistic statistics in its norms, if it has any.
+
+    Args:
+      model: maps `float32[n, image_size, image_size, 3]` images to something; a linen module takes `train`.
+      key: a JAX random key, for images and norms, and for a linen module's weights.
+      image_size: height and width of the images.
+      batch_size: images that are measured on.
+
+    Returns:
+      The model, an nnx one in evaluation mode; and what `qc.quantize` needs to be told of a linen one.
+    """
+    if isinstance(model, linen.Module):
+        variables = model.init(key, jnp.zeros((1, image_size, image_size, 3)))
+        if "batch_stats" in variables:
+            variables = calibrate_linen_batch_norm(model, variables, key, image_size, batch_size=batch_size)
+        return model, {"variables": variables, "apply_kwargs": {"train": False}}
+    if any(isinstance(m, nnx.BatchNorm) for _, m in nnx.iter_modules(model)):
+        return calibrate_batch_norm(model, key, image_size, batch_size=batch_size), {}
+    model.eval()
+    return model, {}

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from qcompiler.models import cache, depthwise, mobilenet, procedural, resnet, training
+from qcompiler.models import cache, depthwise, layers, mobilenet, procedural, resnet, training
 
 #: Where in the training stream the images start that tell a training's accuracy; no training reaches them.
 _HELD_OUT = 2**31
@@ -36,8 +36,8 @@ def _mobilenet(seed: int) -> mobilenet.MobileNetV2:
 
 #: Name -> the untrained network for a seed, mapping `float32[n, size, size, 3]` to `float32[n, 12]`, and what it is of.
 MODELS: dict[str, tuple[Callable[[int], nnx.Module], tuple[types.ModuleType, ...]]] = {
-    "resnet": (_resnet, (resnet,)),
-    "mobilenet_v2": (_mobilenet, (mobilenet, depthwise)),
+    "resnet": (_resnet, (resnet, layers)),
+    "mobilenet_v2": (_mobilenet, (mobilenet, depthwise, layers)),
 }
 
 

@@ -14,35 +14,15 @@ from qcompiler import models
 from qcompiler.debug import census, fuzz
 from qcompiler.debug.report import sqnr_db
 from qcompiler.flax_adapter import source_of
-from qcompiler.models import efficientnet, resnet, statistics
+from qcompiler.models import efficientnet, layers, resnet, statistics
 
 SIZE = 16
 KEY = jax.random.key(0)
 
 
-def nnx_model(build):
-    """A nnx model in evaluation mode with realistic statistics; `build(rngs)`."""
-
-    def make():
-        model = build(nnx.Rngs(0))
-        if any(isinstance(m, nnx.BatchNorm) for _, m in nnx.iter_modules(model)):
-            return statistics.calibrate_batch_norm(model, KEY, SIZE, batch_size=16), {}
-        model.eval()
-        return model, {}
-
-    return make
-
-
-def linen_model(module):
-    """A linen module with realistic statistics, and the arguments that `qc.quantize` needs for it."""
-
-    def make():
-        variables = module.init(KEY, jnp.zeros((1, SIZE, SIZE, 3)))
-        if "batch_stats" in variables:
-            variables = statistics.calibrate_linen_batch_norm(module, variables, KEY, SIZE, batch_size=16)
-        return module, {"variables": variables, "apply_kwargs": {"train": False}}
-
-    return make
+def made(build):
+    """Makes `build(rngs)` with realistic statistics, and what `qc.quantize` needs for it."""
+    return lambda: statistics.realistic(build(nnx.Rngs(0)), KEY, SIZE, batch_size=16)
 
 
 B0_IN_SMALL = (
@@ -70,23 +50,21 @@ class Entry:
 
 ZOO = {
     "mlp": Entry(
-        nnx_model(lambda r: nnx.Sequential(lambda x: x.reshape(x.shape[0], -1), models.MLP((768, 32, 10), rngs=r))), 28
+        made(lambda r: nnx.Sequential(lambda x: x.reshape(x.shape[0], -1), models.MLP((768, 32, 10), rngs=r))), 28
     ),
     "resnet-basic": Entry(
-        nnx_model(lambda r: models.ResNet(resnet.BasicBlock, (1, 1), width=16, classes=10, stem="small", rngs=r)), 22
+        made(lambda r: models.ResNet(resnet.BasicBlock, (1, 1), width=16, classes=10, stem="small", rngs=r)), 22
     ),
     "resnet-bottleneck": Entry(
-        linen_model(models.LinenResNet(resnet.LinenBottleneckBlock, (1, 1), width=8, classes=10)), 22
+        made(lambda r: models.LinenResNet(resnet.LinenBottleneckBlock, (1, 1), width=8, classes=10)), 22
     ),
-    "efficientnet": Entry(
-        nnx_model(lambda r: models.EfficientNet(0.5, 1.0, classes=10, stages=B0_IN_SMALL, rngs=r)), 12
-    ),
-    "densenet": Entry(linen_model(models.DenseNet((2, 3), growth=8, classes=10, stem="small")), 20),
-    "vgg": Entry(linen_model(models.VGG((1, 2, 2), 8, (32,), 10)), 25),
-    "vgg-norm": Entry(linen_model(models.VGG((1, 2), 8, (32,), 10, norm=True)), 22),
-    "convnext": Entry(nnx_model(lambda r: models.ConvNeXt((1, 2), 16, classes=10, patch=2, rngs=r)), 22),
+    "efficientnet": Entry(made(lambda r: models.EfficientNet(0.5, 1.0, classes=10, stages=B0_IN_SMALL, rngs=r)), 12),
+    "densenet": Entry(made(lambda r: models.DenseNet((2, 3), growth=8, classes=10, stem="small")), 20),
+    "vgg": Entry(made(lambda r: models.VGG((1, 2, 2), 8, (32,), 10)), 25),
+    "vgg-norm": Entry(made(lambda r: models.VGG((1, 2), 8, (32,), 10, norm=True)), 22),
+    "convnext": Entry(made(lambda r: models.ConvNeXt((1, 2), 16, classes=10, patch=2, rngs=r)), 22),
     **{
-        f"unet-{method}": Entry(linen_model(models.UNet(2, 8, 3, upsampling=method)), 20, (SIZE, SIZE, 3))
+        f"unet-{method}": Entry(made(lambda r, up=method: models.UNet(2, 8, 3, upsampling=up)), 20, (SIZE, SIZE, 3))
         for method in ("transposed", "nearest", "linear")
     },
 }
@@ -215,6 +193,6 @@ def test_wrong_options_are_refused():
 
 
 def test_channels_scale_by_eights():
-    assert [efficientnet.scaled_channels(c, w) for c, w in ((32, 1.0), (16, 1.1), (40, 1.4), (24, 0.35), (3, 1))] == [
+    assert [layers.scaled_channels(c, w) for c, w in ((32, 1.0), (16, 1.1), (40, 1.4), (24, 0.35), (3, 1))] == [
         32, 16, 56, 8, 8,
     ]  # fmt: skip
