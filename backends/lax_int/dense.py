@@ -81,7 +81,7 @@ def conv(image: Any, kernel: Any, strides: Sequence[int], spread: Sequence[int])
 
 def _im2col(image: Any, kernel: Any, strides: Sequence[int], spread: Sequence[int]) -> Any:
     *window, depth, features = kernel.shape
-    patches = _joined(view for _, view in windows.views(image, (1, 2), window, strides, spread))
+    patches = lax.concatenate([view for _, view in windows.views(image, (1, 2), window, strides, spread)], 3)
     matrix = lax.reshape(kernel, (int(np.prod(window)) * depth, features))
     return dots.dot(patches, matrix, (((3,), (0,)), ((), ())))
 
@@ -91,7 +91,8 @@ def _fold_into_channels(
 ) -> tuple[Any, Any]:
     """im2col in spatial dimension `axis` alone: image and kernel of a conv whose window there is one element."""
     size, depth, features = kernel.shape[axis], *kernel.shape[-2:]
-    image = _joined(v for _, v in windows.views(image, (axis + 1,), (size,), (strides[axis],), (spread[axis],)))
+    views = windows.views(image, (axis + 1,), (size,), (strides[axis],), (spread[axis],))
+    image = lax.concatenate([view for _, view in views], image.ndim - 1)
     rest = [d for d in range(kernel.ndim - 2) if d != axis]
     kernel = lax.transpose(kernel, (*rest, axis, kernel.ndim - 2, kernel.ndim - 1))
     kernel = lax.reshape(kernel, (*kernel.shape[: len(rest)], size * depth, features))
@@ -123,8 +124,3 @@ def _blocks(x: Any, start: int, strides: Sequence[int]) -> Any:
     order = [*range(start), *(start + k for k in (0, 2, 1, 3, 4)), *range(start + 5, len(split))]
     x = lax.transpose(lax.reshape(x, split), order)
     return lax.reshape(x, (*before, height // strides[0], width // strides[1], strides[0] * strides[1] * depth, *after))
-
-
-def _joined(parts: Any) -> Any:
-    parts = list(parts)
-    return lax.concatenate(parts, parts[0].ndim - 1) if len(parts) > 1 else parts[0]

@@ -43,7 +43,7 @@ def conv(image: Any, kernel: Any, groups: int, strides: Sequence[int], spread: S
             kernel, start * (features // groups), stop * (features // groups), axis=kernel.ndim - 1
         )
         parts.append(dense.conv(own, _joined(weights, stop - start), strides, spread))
-    return lax.concatenate(parts, last) if len(parts) > 1 else parts[0]
+    return lax.concatenate(parts, last)
 
 
 def _joined(kernel: Any, groups: int) -> Any:

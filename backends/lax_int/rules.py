@@ -164,24 +164,16 @@ def _product(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
     return Int(x, *bounds.prove(eqn, *(contraction.on_result(b, eqn, held) for b in ends), context.region))
 
 
-@rule("reduce_sum")
+@rule("reduce_sum", "reduce_window_sum", "cumsum")
 def _sum(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
-    (x,) = values
-    count = int(np.prod([eqn.invars[0].aval.shape[d] for d in eqn.params["axes"]]))
-    low, high = bounds.collapse(x.low, x.high)
-    return Int(_compat.bind(eqn, [x.x])[0], *bounds.prove(eqn, low * count, high * count, context.region))
-
-
-@rule("reduce_window_sum", "cumsum")
-def _running_sum(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
-    (x,) = values
-    window = eqn.params.get("window_dimensions") or [eqn.invars[0].aval.shape[eqn.params["axis"]]]
-    low, high = (end * int(np.prod(window)) for end in bounds.collapse(x.low, x.high))
+    (x,), params, shape = values, eqn.params, eqn.invars[0].aval.shape
     if eqn.primitive.name == "reduce_window_sum":
         names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
-        out = windows.window_sum(x.x, *(eqn.params[name] for name in names))
+        added, out = params["window_dimensions"], windows.window_sum(x.x, *(params[name] for name in names))
     else:
+        added = [shape[d] for d in params.get("axes", (params.get("axis"),))]
         (out,) = _compat.bind(eqn, [x.x])
+    low, high = (end * int(np.prod(added)) for end in bounds.collapse(x.low, x.high))
     return Int(out, *bounds.prove(eqn, low, high, context.region))
 
 

@@ -103,11 +103,13 @@ def conv(
         conv.
     """
     taps = [[len(phase.taps) for phase in a.phases] for a in axes]
+
+    def zeros(sizes: Sequence[int]) -> Any:
+        shape = dict(enumerate(image.shape)) | dict(zip(dims, sizes, strict=True)) | {channel: kernel.shape[-1]}
+        return lax.full([*shape.values()], 0, jnp.int32)
+
     if not all(map(any, taps)):
-        shape = [kernel.shape[-1] if d == channel else n for d, n in enumerate(image.shape)]
-        for d, a in zip(dims, axes, strict=True):
-            shape[d] = a.outputs
-        return lax.full(shape, 0, jnp.int32)
+        return zeros([a.outputs for a in axes])
     strides, spread = [a.stride for a in axes], [a.spread for a in axes]
 
     def reach(firsts: Sequence[int], sizes: Sequence[int]) -> Any:
@@ -130,7 +132,7 @@ def conv(
             after = [n - b - len(p.taps) for n, b, p in zip(sizes, before, phases, strict=True)]
             own = _elements(kernel, [p.taps for p in phases])
             kernels.append(windows.pad(own, range(len(axes)), list(zip(before, after, strict=True))))
-        stacked = lax.concatenate(kernels, kernel.ndim - 1) if len(kernels) > 1 else kernels[0]
+        stacked = lax.concatenate(kernels, kernel.ndim - 1)
         return _depth_to_space(multiply(reach(firsts, sizes), stacked, None, strides, spread), axes)
 
     def phase(chosen: tuple[Phase, ...]) -> Any:
@@ -138,13 +140,10 @@ def conv(
         if len(chosen) < len(axes):
             a, d = axes[len(chosen)], dims[len(chosen)]
             parts = [lax.expand_dims(phase((*chosen, p)), (d + 1,)) for p in a.phases]
-            out = lax.collapse(lax.concatenate(parts, d + 1) if len(parts) > 1 else parts[0], d, d + 2)
+            out = lax.collapse(lax.concatenate(parts, d + 1), d, d + 2)
             return lax.slice_in_dim(out, 0, a.outputs, axis=d)
         if not all(p.taps for p in chosen):
-            shape = [kernel.shape[-1] if d == channel else n for d, n in enumerate(image.shape)]
-            for d, a in zip(dims, axes, strict=True):
-                shape[d] = a.steps
-            return lax.full(shape, 0, jnp.int32)
+            return zeros([a.steps for a in axes])
         own = _elements(kernel, [p.taps for p in chosen])
         known = None if held is None else held[np.ix_(*(p.taps for p in chosen))]
         part = reach([p.first for p in chosen], [len(p.taps) for p in chosen])
