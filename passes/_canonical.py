@@ -15,45 +15,46 @@ import numpy as np
 from jax import lax
 
 from qcompiler.ir import _compat
+from qcompiler.ir.constants import Constants
 
 
-def canonical(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> Sequence[Any] | None:
+def canonical(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> Sequence[Any] | None:
     """The results of an equation by other primitives; None if it is canonical already.
 
     Args:
       eqn: the equation.
       values: its operands, traced; numbers are NumPy scalars.
-      known: per operand, what it is where that is known before any input, else None; called to compute it.
+      constants: what is known before any input.
     """
     form = _FORMS.get(eqn.primitive.name)
-    return None if form is None else form(eqn, values, known)
+    return None if form is None else form(eqn, values, constants)
 
 
-def _split(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+def _split(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any]:
     axis, ends = eqn.params["axis"], np.cumsum([0, *eqn.params["sizes"]])
     return [lax.slice_in_dim(values[0], int(a), int(b), axis=axis) for a, b in itertools.pairwise(ends)]
 
 
-def _unstack(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+def _unstack(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any]:
     axis = eqn.params["axis"]
     return [lax.squeeze(lax.slice_in_dim(values[0], k, k + 1, axis=axis), (axis,)) for k in range(len(eqn.outvars))]
 
 
-def _stack(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+def _stack(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any]:
     axis = eqn.params["axis"]
     return [lax.concatenate([lax.expand_dims(x, (axis,)) for x in values], axis)]
 
 
-def _tile(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+def _tile(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any]:
     shape = eqn.invars[0].aval.shape
     apart = [n for pair in zip(eqn.params["reps"], shape, strict=True) for n in pair]
     spread = lax.broadcast_in_dim(values[0], apart, range(1, 2 * len(shape), 2))
     return [lax.reshape(spread, eqn.outvars[0].aval.shape)]
 
 
-def _dynamic_slice(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
+def _dynamic_slice(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
     """At a known place; the start is clamped, as the primitive does."""
-    starts = _numbers(known[1:])
+    starts = _numbers(eqn.invars[1:], constants)
     if starts is None:
         return None
     sizes, shape = eqn.params["slice_sizes"], eqn.invars[0].aval.shape
@@ -61,9 +62,9 @@ def _dynamic_slice(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence
     return [lax.slice(values[0], starts, [s + size for s, size in zip(starts, sizes, strict=True)])]
 
 
-def _dynamic_update_slice(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
+def _dynamic_update_slice(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
     """At a known place."""
-    starts = _numbers(known[2:])
+    starts = _numbers(eqn.invars[2:], constants)
     if starts is None:
         return None
     shape, sizes = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
@@ -85,17 +86,16 @@ def _place(whole: Any, part: Any, starts: Sequence[int]) -> Any:
     return out
 
 
-def _scatter(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
+def _scatter(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
     """Of updates that land in one box at a known place, in their order."""
-    if known[1] is None or not eqn.invars[2].aval.size:
+    if eqn.invars[1] not in constants or not eqn.invars[2].aval.size:
         return None
     shape, sizes = eqn.invars[0].aval.shape, eqn.invars[2].aval.shape
     numbers = np.arange(1, math.prod(sizes) + 1, dtype=np.int32).reshape(sizes)
     with jax.ensure_compile_time_eval():
         dims, mode = eqn.params["dimension_numbers"], eqn.params["mode"]
-        landed = np.asarray(
-            lax.scatter_add(np.zeros(shape, np.int32), np.asarray(known[1]()), numbers, dims, mode=mode)
-        )
+        at = np.asarray(constants.value(eqn.invars[1]))
+        landed = np.asarray(lax.scatter_add(np.zeros(shape, np.int32), at, numbers, dims, mode=mode))
     places = np.nonzero(landed)
     if not np.any(landed):
         return None
@@ -111,12 +111,13 @@ def _scatter(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any])
     return [lax.add(values[0], lax.pad(part, np.zeros((), part.dtype)[()], config))]
 
 
-def _patches(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
+def _patches(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
     """A conv whose kernel picks one element per feature, as `conv_general_dilated_patches` has it, by slices."""
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
-    if known[1] is None or params["batch_group_count"] != 1 or math.prod(eqn.invars[1].aval.shape) > _MOST_PICKED:
+    picks = eqn.invars[1]
+    if picks not in constants or params["batch_group_count"] != 1 or math.prod(picks.aval.shape) > _MOST_PICKED:
         return None
-    kernel = np.asarray(known[1]())
+    kernel = np.asarray(constants.value(picks))
     kernel = kernel.transpose(numbers.rhs_spec)  # features, depth, window
     features, depth, *window = kernel.shape
     flat = kernel.reshape(features, -1)
@@ -156,21 +157,22 @@ def _patches(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any])
 _MOST_PICKED = 1 << 20
 
 
-def _gather(eqn: _compat.JaxprEqn, values: Sequence[Any], known: Sequence[Any]) -> list[Any] | None:
+def _gather(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
     """At known places inside the operand nothing is filled in; NaN, which integers lack, is no parameter then."""
     params = eqn.params
-    if known[1] is None or known[0] is not None or params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
+    operand, places = eqn.invars
+    if operand in constants or places not in constants or params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
         return None
     dims = params["dimension_numbers"].start_index_map
-    last = [eqn.invars[0].aval.shape[d] - params["slice_sizes"][d] for d in dims]
-    index = np.asarray(known[1]())
+    last = [operand.aval.shape[d] - params["slice_sizes"][d] for d in dims]
+    index = np.asarray(constants.value(places))
     if np.any(index < 0) or np.any(index > np.asarray(last)):
         return None
     return [eqn.primitive.bind(*values, **{**params, "mode": lax.GatherScatterMode.CLIP, "fill_value": None})]
 
 
-def _numbers(known: Sequence[Any]) -> list[int] | None:
-    return None if any(k is None for k in known) else [int(k()) for k in known]
+def _numbers(variables: Sequence[Any], constants: Constants) -> list[int] | None:
+    return [int(constants.value(v)) for v in variables] if all(v in constants for v in variables) else None
 
 
 _FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {

@@ -108,7 +108,9 @@ class Grower:
         while self.program.use_count(var) == 1 and self.is_view(self.producer.get(var)):
             members.append(self.producer[var])
             var = self.producer[var].invars[0]
-        roles = {(id(e), k): "integer" for e in members for k, v in enumerate(e.invars) if k and not self.known(v)}
+        roles = {
+            (id(e), k): "integer" for e in members for k, v in enumerate(e.invars) if k and v not in self.constants
+        }
         return self.region("view", root, members, roles | {(id(members[-1]), 0): "value"})
 
     def grow_concat(self, root: _compat.JaxprEqn) -> Region | None:
@@ -120,9 +122,6 @@ class Grower:
     def is_stored(self, atom: Any) -> bool:
         return atom not in self.constants and classes.is_float(atom)
 
-    def known(self, atom: Any) -> bool:
-        return atom in self.constants
-
     def is_view(self, eqn: _compat.JaxprEqn | None) -> bool:
         """Whether the result's elements are elements of operand 0, from places that do not depend on reals."""
         if eqn is None or eqn.primitive.name not in classes.VIEW | {"pad"} or len(eqn.outvars) != 1:
@@ -131,27 +130,15 @@ class Grower:
             return False
         if eqn.primitive.name == "pad":
             return self.pads_neutrally(eqn)
-        if eqn.primitive.name == "gather" and not self.stays_inside(eqn):
+        # What lies out of bounds would be NaN; `simplify` has cleared the mode where nothing does.
+        if eqn.primitive.name == "gather" and "FILL" in str(eqn.params["mode"]):
             return False
-        return all(self.known(v) or not classes.is_float(v) for v in eqn.invars[1:])
+        return all(v in self.constants or not classes.is_float(v) for v in eqn.invars[1:])
 
     def pads_neutrally(self, eqn: _compat.JaxprEqn) -> bool:
         """Whether it pads with what every encoding of the operand has a code for: 0, or for a mask an end."""
         fill = self.constants.uniform(eqn.invars[1])
         return fill is not None and (fill == 0 or bool(np.abs(fill) >= MASK))
-
-    def stays_inside(self, eqn: _compat.JaxprEqn) -> bool:
-        """Whether no index of a gather can be out of bounds and ask for NaN."""
-        if "FILL" not in str(eqn.params["mode"]):
-            return True
-        if not self.known(eqn.invars[1]):
-            return False
-        index = np.asarray(self.constants.value(eqn.invars[1]))
-        dims = eqn.params["dimension_numbers"].start_index_map
-        most = [eqn.invars[0].aval.shape[d] - eqn.params["slice_sizes"][d] for d in dims]
-        return bool(np.all(index >= 0) and np.all(index <= np.asarray(most)))
-
-    # Tables
 
     def _sources(self) -> dict[Any, Any]:
         """Value -> the one stored value that it is a function of, element by element, by numbers alone."""
@@ -278,9 +265,9 @@ class Grower:
         name = eqn.primitive.name
         if context.predicate:
             if name in classes.COMPARE and all(map(classes.is_float, eqn.invars)):
-                return ["constant" if self.known(v) else _SUMMED for v in eqn.invars]
+                return ["constant" if v in self.constants else _SUMMED for v in eqn.invars]
             if name in classes.LOGIC and eqn.outvars[0].aval.dtype == bool:
-                return ["constant" if self.known(v) else _PREDICATE for v in eqn.invars]
+                return ["constant" if v in self.constants else _PREDICATE for v in eqn.invars]
             return None
         if self.is_anchor(eqn):
             return self.anchor_roles(eqn) if free else None
@@ -297,16 +284,16 @@ class Grower:
         if self.is_join(eqn):
             return [_SUMMED, _SUMMED]
         if context.clamps and self.is_clamp(eqn):
-            return ["constant" if self.known(v) else context for v in eqn.invars]
+            return ["constant" if v in self.constants else context for v in eqn.invars]
         if context.choices and self.is_choice(eqn):
             inner = [context if classes.is_float(v) else _PREDICATE for v in eqn.invars]
-            return ["constant" if self.known(v) else c for v, c in zip(eqn.invars, inner, strict=True)]
+            return ["constant" if v in self.constants else c for v, c in zip(eqn.invars, inner, strict=True)]
         return None
 
     def anchor_roles(self, eqn: _compat.JaxprEqn) -> list[str | _Context]:
         name = eqn.primitive.name
         if name in classes.PRODUCT:
-            return ["weight" if self.known(v) else "activation" for v in eqn.invars]
+            return ["weight" if v in self.constants else "activation" for v in eqn.invars]
         return ["factor" if name == "mul" else "reduced" for _ in eqn.invars]
 
     def grow_linear(self, root: _compat.JaxprEqn) -> Region | None:

@@ -10,7 +10,6 @@ as a product with its reciprocal).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,8 +83,7 @@ class _Replay:
         same = _does_nothing(eqn, values)
         if same is not None:
             return [same]
-        known = [functools.partial(self.constants.value, v) if v in self.constants else None for v in eqn.invars]
-        spelled = _canonical.canonical(eqn, values, known)
+        spelled = _canonical.canonical(eqn, values, self.constants)
         return self.merged(eqn, values) if spelled is None else spelled
 
     def merged(self, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any]:
