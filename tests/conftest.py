@@ -14,8 +14,10 @@ jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 # Integer code must say which dtype it means; under strict promotion a silent int32 -> float32 is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# The first example of a property compiles, so its time says nothing.
-settings.register_profile("qcompiler", deadline=None, print_blob=True)
+# The first example of a property compiles, so its time says nothing. Every run sees the same examples, so that a
+# failure tells of a change; new ones are looked for with --hypothesis-profile=search, and by `qcompiler.debug.fuzz`.
+settings.register_profile("qcompiler", deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("search", deadline=None, print_blob=True, max_examples=2000)
 settings.load_profile("qcompiler")
 
 

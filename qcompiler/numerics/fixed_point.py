@@ -108,7 +108,7 @@ def multiplier_for(ratio: Any, bound: Any, largest: float | None = None) -> Mult
       ratio: float64, scalar or array; any sign; magnitudes below 2**-33 become 0, which is what they round to.
       bound: largest magnitude of the inputs, broadcastable; decides whether they need a clamp before a left shift.
         Inputs beyond that clamp saturate: their results would be 2**27 or more.
-      largest: results saturate there, if given.
+      largest: results saturate there, if given: inputs are clamped at floor(largest / |ratio|), in float64.
     """
     ratio = np.asarray(ratio, np.float64)
     mantissa, exponent = np.frexp(np.abs(ratio))
