@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
@@ -100,10 +99,13 @@ def _run(
         return
     # Not forked: JAX has threads.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, max_tasks_per_child=CHUNKS_PER_PROCESS) as pool:
-        futures = {pool.submit(_run_chunk, *argument): argument[1] for argument in arguments}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
+    # A ProcessPoolExecutor of CPython 3.11 hangs when it replaces a process that has done its share.
+    with context.Pool(jobs, maxtasksperchild=CHUNKS_PER_PROCESS) as pool:
+        yield from pool.imap_unordered(_run_numbered, arguments)
+
+
+def _run_numbered(argument: tuple[Settings, int, int]) -> tuple[int, collections.Counter[str]]:
+    return argument[1], _run_chunk(*argument)
 
 
 def _run_chunk(settings: Settings, first: int, end: int) -> collections.Counter[str]:
