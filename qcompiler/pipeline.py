@@ -20,6 +20,7 @@ import numpy as np
 from qcompiler import ops
 from qcompiler.backends import lax_int
 from qcompiler.debug.dumps import Dumper
+from qcompiler.debug.noise import simulation_noise
 from qcompiler.debug.report import PassRecord, sqnr_db
 from qcompiler.errors import QuantizationError, RecipeError, VerificationError
 from qcompiler.ir import Program, _compat, replay, serialize
@@ -172,6 +173,8 @@ class PassManager:
             before = held(fused, fused_weight_of, other) if refolded else []
             integers, off, same = _check_region(eqn, values, weights, other, before)
             if max(off, default=0) > 1:
+                off = _beyond_noise(eqn, values, integers)
+            if max(off, default=0) > 1:
                 raise VerificationError(
                     f"region {eqn.params['id']}: the integers are {max(off)} steps away from the simulation"
                 )
@@ -229,6 +232,12 @@ def _check_region(
     compiled = jax.jit(run, compiler_options=options)
     integers, off, same = compiled(values, [np.zeros(()) if w is None else w for w in before])
     return integers, [int(x) for x in off], all(map(bool, same))
+
+
+def _beyond_noise(eqn: _compat.JaxprEqn, values: list[Any], integers: list[Any]) -> list[int]:
+    """How far a region's integers are from its simulation, less what float32's rounding moves that by."""
+    pairs = zip(integers, _compat.bind(eqn, values), simulation_noise(eqn, values), strict=True)
+    return [int(np.max(np.abs(np.asarray(q, np.int64) - np.asarray(s, np.int64)) - n, initial=0)) for q, s, n in pairs]
 
 
 def _outputs(program: Program, probe: Sequence[Any]) -> list[np.ndarray]:

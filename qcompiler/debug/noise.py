@@ -1,0 +1,45 @@
+"""How far float32's own rounding may move a simulation: what the integers may differ from it by, and one step more.
+
+Monte Carlo arithmetic (Parker 1997, "Monte Carlo arithmetic: exploiting randomness in floating-point arithmetic"):
+each result of the body is moved by half a unit in its last place, up or down by chance. A difference of nearly equal
+values shows what it has lost that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qcompiler.ir import _compat, classes, replay
+
+#: Half a unit in the last place of float32, relative; of the smallest mantissa.
+_HALF_UNIT = 2.0**-24
+_RUNS = 4
+
+
+def simulation_noise(eqn: _compat.JaxprEqn, operands: Sequence[Any], seed: int = 0) -> list[np.ndarray]:
+    """Steps by which each result of a region's body moves at most, element by element, in a few runs.
+
+    Args:
+      eqn: a fused region.
+      operands: its operands, as the program has them.
+      seed: of the directions in which results are moved.
+    """
+    generator = np.random.default_rng(seed)
+
+    def rule(inner: _compat.JaxprEqn, values: list[Any]) -> list[Any]:
+        results = _compat.bind(inner, values)
+        return [_moved(r, generator) if classes.is_float(v) else r for v, r in zip(inner.outvars, results, strict=True)]
+
+    runs = [replay.evaluate(eqn.params["body"], list(operands), rule, keep_source=False) for _ in range(_RUNS)]
+    columns = [np.stack([np.asarray(r).astype(np.int64) for r in column]) for column in zip(*runs, strict=True)]
+    return [column.max(axis=0) - column.min(axis=0) for column in columns]
+
+
+def _moved(x: Any, generator: np.random.Generator) -> np.ndarray:
+    x = np.asarray(x)
+    direction = generator.choice(np.array([-_HALF_UNIT, _HALF_UNIT]), x.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (x.astype(np.float64) * (1 + direction)).astype(x.dtype)
