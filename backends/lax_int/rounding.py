@@ -75,6 +75,8 @@ def quantize_real(
       t = (sum_k rescale(x_k, r_k 2**g) + rint((c / s_out + z) 2**g) + 2**(g-1)) >> g for g > 0, without half and shift
         for g = 0, and clamped to +-2**(30+g), then << -g, for g < 0; there, if max|c / s_out + z| <= 2**29, its rint
         is added behind the shift, in whole steps.
+    Where R 2**g > 2**27 even then, g falls on while max|c / s_out + z| 2**g > 2**26 / number of terms: what saturates
+    must not lose to a constant.
     So where terms are wide and nearly cancel, the sum is in coarser units, but still finer than the terms' own steps.
     If even R 2**g > 2**27, with L = 2**27 / number of terms, r_k 2**g is held within +-L, and rescale k saturates x_k
     at floor(L / |r_k 2**g|): the bounds of
@@ -108,14 +110,16 @@ def quantize_real(
         reach += float(np.max(np.abs(offset + zero), initial=0))
         finest = min(float(np.min(np.abs(r), where=r != 0, initial=np.inf)) for r in ratios)
         guard = fixed_point.guard_bits(reach, finest)
-        whole = guard < 0 and float(np.max(np.abs(offset + zero), initial=0)) <= 2.0**29
+        most, wide = 2.0**fixed_point.TERM_BITS, float(np.max(np.abs(offset + zero), initial=0))
+        while reach * 2.0**guard > most and wide * 2.0**guard > most / (2 * len(terms)):
+            guard -= 1
+        whole = guard < 0 and wide <= 2.0**29
         constant = np.rint((offset + zero) * (1.0 if whole else 2.0**guard))
         if np.max(np.abs(constant), initial=0) > 2.0**30:
             raise OverflowProofError(
                 f"a constant added in region {context.region} is {np.max(np.abs(offset)):.3g} steps of its output, too "
                 "large for int32: calibrate on data that reaches it, or keep the layer in float by a qc.Rule"
             )
-        most = 2.0**fixed_point.TERM_BITS
         largest = most / len(terms) if reach * 2.0**guard > most else None
         ratios = [r * 2.0**guard for r in ratios]
         if largest is not None:

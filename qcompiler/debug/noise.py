@@ -1,8 +1,8 @@
 """How far float32's own rounding may move a simulation: what the integers may differ from it by, and one step more.
 
 Monte Carlo arithmetic (Parker 1997, "Monte Carlo arithmetic: exploiting randomness in floating-point arithmetic"):
-each result of the body is moved by half a unit in its last place, up or down by chance. A difference of nearly equal
-values shows what it has lost that way.
+each result of the body is moved by half a unit in its last place, up or down by chance, that of a function that XLA
+approximates by several. A difference of nearly equal values shows what it has lost that way.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 
 from qcompiler.ir import _compat, classes, replay
 
-#: Half a unit in the last place of float32, relative; of the smallest mantissa.
+#: Half a unit in the last place of float32, relative to the smallest mantissa; and what functions are off by.
 _HALF_UNIT = 2.0**-24
+_OF_FUNCTIONS = 2.0**-21
+_FUNCTIONS = classes.ELEMENTWISE - classes.AFFINE - classes.CLAMP - classes.IDENTITY - {"select_n", "abs", "sign"}
 _RUNS = 4
 
 
@@ -31,15 +33,17 @@ def simulation_noise(eqn: _compat.JaxprEqn, operands: Sequence[Any], seed: int =
 
     def rule(inner: _compat.JaxprEqn, values: list[Any]) -> list[Any]:
         results = _compat.bind(inner, values)
-        return [_moved(r, generator) if classes.is_float(v) else r for v, r in zip(inner.outvars, results, strict=True)]
+        size = _OF_FUNCTIONS if inner.primitive.name in _FUNCTIONS else _HALF_UNIT
+        pairs = zip(inner.outvars, results, strict=True)
+        return [_moved(r, size, generator) if classes.is_float(v) else r for v, r in pairs]
 
     runs = [replay.evaluate(eqn.params["body"], list(operands), rule, keep_source=False) for _ in range(_RUNS)]
     columns = [np.stack([np.asarray(r).astype(np.int64) for r in column]) for column in zip(*runs, strict=True)]
     return [column.max(axis=0) - column.min(axis=0) for column in columns]
 
 
-def _moved(x: Any, generator: np.random.Generator) -> np.ndarray:
+def _moved(x: Any, size: float, generator: np.random.Generator) -> np.ndarray:
     x = np.asarray(x)
-    direction = generator.choice(np.array([-_HALF_UNIT, _HALF_UNIT]), x.shape)
+    direction = generator.choice(np.array([-size, size]), x.shape)
     with np.errstate(over="ignore", invalid="ignore"):
         return (x.astype(np.float64) * (1 + direction)).astype(x.dtype)

@@ -49,6 +49,9 @@ def _store(value: Real, scale: np.ndarray, zero: np.ndarray, qtype: Any) -> Ints
             while finest < np.inf and 2.0 ** (coarse + 1) <= finest / 2:
                 coarse += 1
             guard = max(guard, -coarse)
+            constant = float(np.max(np.abs(offset + zero)))
+            while reach * 2.0**guard > 2.0**27 and constant * 2.0**guard > 2.0**26 / len(terms):
+                guard -= 1
         largest = 2.0**27 / len(terms) if reach * 2.0**guard > 2.0**27 else None
         behind = guard < 0 and float(np.max(np.abs(offset + zero))) <= 2.0**29
         number = np.rint((offset + zero) * (1 if behind else 2.0**guard)).astype(np.int64)
