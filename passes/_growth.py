@@ -11,7 +11,7 @@ import numpy as np
 from qcompiler.ir import _compat, classes, contraction
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
-from qcompiler.passes import _affine
+from qcompiler.passes import _affine, _masks, _wide
 
 KIND_OF_ANCHOR = {
     "dot_general": "dot",
@@ -21,8 +21,6 @@ KIND_OF_ANCHOR = {
     "cumsum": "reduce",
     "mul": "product",
 }
-#: A number so large stands for infinity, however it is spelled: it saturates, and widens no range.
-MASK = 1e8
 #: More maxima, minima and selections than this in one function of one value are cheaper as a table.
 MOST_CHOICES = 3
 
@@ -85,6 +83,7 @@ class Grower:
         self.order = {id(e): k for k, e in enumerate(program.eqns)}
         self.needed: set[Any] = {v for v in program.outvars if isinstance(v, _compat.Var)}
         self.source = self._sources()
+        self.epilogues = _wide.epilogues_of(program, self.constants)
 
     def grow(self, root: _compat.JaxprEqn) -> Region | None:
         """The region whose result is that of `root`, or None if `root` must stay float."""
@@ -93,9 +92,33 @@ class Grower:
         if root.primitive.name in classes.SEARCH or root.primitive.name in classes.VIEW | classes.MERGE:
             return self.grow_view(root)
         if not classes.is_float(root.outvars[0]):
-            reads_reals = root.primitive.name in classes.COMPARE and classes.is_float(root.invars[0])
-            return self.grow_linear(root) if reads_reals else None
-        return self.grow_table(root) or self.grow_linear(root)
+            reads_reals = any(map(classes.is_float, root.invars))
+            compares = root.primitive.name in classes.COMPARE and reads_reals
+            plain = self.grow_linear(root) if compares else None
+            return (self.grow_wide(root, plain) if reads_reals else None) or plain
+        plain = self.grow_table(root) or self.grow_linear(root)
+        return self.grow_wide(root, plain) or plain
+
+    # General arithmetic
+
+    def grow_wide(self, root: _compat.JaxprEqn, plain: Region | None) -> Region | None:
+        """A region of general arithmetic, where the other kinds have none or would store statistics on the way."""
+        if root.outvars[0] in self.epilogues:
+            return None
+        members = _wide.members_of(root, self.program, self.constants, self.order, self.epilogues, self.only_inside)
+        if not members or (plain is not None and not _wide.is_needed(members, self.constants, self.is_linear)):
+            return None
+        roles = {
+            (id(e), k): "constant" if v in self.constants else "term" if classes.is_float(v) else "integer"
+            for e in members
+            for k, v in enumerate(e.invars)
+        }
+        return self.region("wide", root, members, roles)
+
+    def is_linear(self, eqn: _compat.JaxprEqn) -> bool:
+        """Whether a linear region without an anchor computes an equation."""
+        context = _PREDICATE if eqn.outvars[0].aval.dtype == bool else _TOP
+        return self.operands_of(eqn, context, False) is not None
 
     # Views
 
@@ -138,7 +161,7 @@ class Grower:
     def pads_neutrally(self, eqn: _compat.JaxprEqn) -> bool:
         """Whether it pads with what every encoding of the operand has a code for: 0, or for a mask an end."""
         fill = self.constants.uniform(eqn.invars[1])
-        return fill is not None and (fill == 0 or bool(np.abs(fill) >= MASK))
+        return fill is not None and (fill == 0 or bool(np.abs(fill) >= _masks.MASK))
 
     def _sources(self) -> dict[Any, Any]:
         """Value -> the one stored value that it is a function of, element by element, by numbers alone."""

@@ -2,8 +2,9 @@
 
     region[conv] x w b -> y      notes["types"]:  x int8, w int8s[3] (per channel), b int32; result y int16s
 
-Here each layer gets the recipe's types, or those of the first rule that matches it. The choice is noted per region id,
-so that it can be read, edited, and applied again to the same model at another batch size.
+Here each layer gets the recipe's types, or those of the first rule that matches it; a factor of a product that 8 bits
+would hold badly (probabilities, outlier channels), as calibration shows, gets the stream's 16. The choice is noted per
+region id, so that it can be read, edited, and applied again to the same model at another batch size.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from qcompiler.ir import _compat, classes, contraction, identity
 from qcompiler.ir.classes import multiply_adds
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
+from qcompiler.numerics import ranges
 from qcompiler.numerics.types import BIAS, QuantType
 from qcompiler.passes import _regions
 
@@ -49,6 +51,8 @@ def assign_precision(program: Program, recipe: Any) -> Program:
             continue
         activation, weight = _types_of_products(recipe, rule)
         chosen = [_type_of(role, recipe, activation, weight) for role in eqn.params["roles"]]
+        if rule is None or rule.activation is None:
+            chosen = _widened(program, eqn, chosen, recipe)
         position = _regions.weight_position(eqn)
         if position is not None:
             anchor = _regions.anchor_of(eqn)
@@ -65,6 +69,31 @@ def assign_precision(program: Program, recipe: Any) -> Program:
     islands = [*program.notes.get("islands", ()), *(_island(program, region) for region in keep_float)]
     program = program.note("islands", islands).note("float_regions", keep_float)
     return program.note("island_type", recipe.stream).replace(stage="assign_precision")
+
+
+def _widened(
+    program: Program, eqn: _compat.JaxprEqn, chosen: list[QuantType | None], recipe: Any
+) -> list[QuantType | None]:
+    """The types of a region's operands, the stream's for a factor of a product that the activation type holds badly."""
+    anchor = _regions.anchor_of(eqn)
+    if anchor is None or anchor.primitive.name not in classes.PRODUCT:
+        return chosen
+    alone = eqn.params["roles"].count("activation") == 1
+    least = recipe.activation_sqnr if alone else recipe.pair_sqnr
+    out = list(chosen)
+    for k, (var, role) in enumerate(zip(eqn.invars, eqn.params["roles"], strict=True)):
+        qtype = chosen[k]
+        if role != "activation" or least is None or qtype.bits > 8:
+            continue
+        while (made := program.producer.get(var)) is not None and made.params.get("kind") == "view":
+            var = made.invars[0]
+        stats = program.stats.get(program.ids[var])
+        if stats is None or not stats.count:
+            continue
+        range_ = recipe.estimator_for(qtype).estimate(stats, qtype.qmin, qtype.qmax, qtype.symmetric)
+        if ranges.expected_sqnr_db(stats, range_, qtype.qmin, qtype.qmax, qtype.symmetric) < least:
+            out[k] = recipe.stream
+    return out
 
 
 def _check_rules(program: Program, rules: Sequence[Any]) -> None:

@@ -191,7 +191,7 @@ class _Fuser:
             scale, zero = (builder.get(weights[v]) for v in reader.invars[1:])
             ends.append((operand(scale, "scale"), operand(zero, "zero_point"), reader.params["type"]))
 
-        rule = _table_rule if eqn.params["kind"] == "table" else _body_rule
+        rule = {"table": _table_rule, "wide": _wide_rule}.get(eqn.params["kind"], _body_rule)
 
         def body(*args: Any) -> list[Any]:
             scale = args[at_scale] if at_scale is not None else None
@@ -323,6 +323,12 @@ def _table_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> S
     """One equation of a table's body: it is evaluated as it stands, so that its own roundings are kept."""
     del accumulator
     return _compat.bind(eqn, [_real(v, x) for v, x in zip(eqn.invars, values, strict=True)])
+
+
+def _wide_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Sequence[Any]:
+    """One equation of a wide body, on reals in float32 at least."""
+    del accumulator
+    return _in_float32(eqn, values)
 
 
 def _exact(acc: Any, scale: Any) -> Codes:

@@ -24,6 +24,7 @@ from qcompiler.ir.program import Builder, Program, build
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.ranges import Histogram
 from qcompiler.numerics.types import QuantType
+from qcompiler.passes import _masks
 
 
 def observe(program: Program) -> Program:
@@ -114,6 +115,8 @@ class Collector:
         self._input_types = dict(input_types or {})
         self._estimator_for = estimator_for
         self._where = places(program)
+        masked = _masks.masked_values(program, Constants(program), _masks.MASK)
+        self._masked = {program.ids[v] for v in masked}
         self._inputs = [f"input:{n}" for n in program.signature.input_names]
         self._histograms: dict[str, Histogram] = {}
         self._batches = 0
@@ -160,6 +163,9 @@ class Collector:
 
     def _update(self, key: str, array: Any) -> None:
         array = np.asarray(array).astype(np.float32, copy=False)
+        if array.size and (key in self._masked or key in self._inputs):
+            # Of inputs, masks that are added to scores; a large positive one is a mistake.
+            array = _masks.without_masks(array, above=key in self._masked)
         try:
             self._histograms.setdefault(key, Histogram()).update(array)
         except ValueError as error:

@@ -14,6 +14,7 @@ through clamps, affine steps, residual adds, maxima and selections to at most on
 | `table` | none: any function of one value | `index` |
 | `view` | none: elements of one value, elsewhere | `value` |
 | `concat` | none: elements of several values, in one encoding | `value` |
+| `wide` | none: general arithmetic, statistics of rows among it | |
 
 In any of them, `term` is a real value that is summed, compared or chosen, `integer` one that the model has as integers,
 `constant` what is known. How far each grows is in `_growth`.

@@ -124,6 +124,9 @@ class Recipe:
         an `Estimator`.
       index_range: estimator for 9 to 12 bits, of which a table makes use of every one.
       stream_range: estimator for wider types, which have bits to spare for values that calibration did not see.
+      activation_sqnr: an activation that meets weights, and whose signal over noise in 8 bits or fewer were less, in
+        dB, is stored as `stream`, at the cost of a second int8 product; None: never.
+      pair_sqnr: the same for the operands of a product of two activations.
       equalize: cross-layer equalization before quantization; None: only with weights per tensor, which need it.
       rules: overrides, first match wins.
 
@@ -141,6 +144,8 @@ class Recipe:
     index_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=1.25))
     # Not 2, at which the largest value seen would lie half way between two codes.
     stream_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=1.9))
+    activation_sqnr: float | None = 24.0
+    pair_sqnr: float | None = 35.0
     equalize: bool | None = None
     rules: tuple[Rule, ...] = ()
 
@@ -180,7 +185,14 @@ class Recipe:
 
 
 #: The LiteRT 8-bit rules: every activation in 8 bits, affine per tensor; weights per channel, symmetric, [-127, 127].
-LITERT = Recipe(stream=ACTIVATION, index=ACTIVATION, output=ACTIVATION, activation_range="minmax")
+LITERT = Recipe(
+    stream=ACTIVATION,
+    index=ACTIVATION,
+    output=ACTIVATION,
+    activation_range="minmax",
+    activation_sqnr=None,
+    pair_sqnr=None,
+)
 
 #: LiteRT's 16x8 mode: every activation in 16 bits, symmetric; weights in 8. Near float accuracy, at two int8 products
 #: per layer. Tables keep their 12-bit index.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler import ops
-from qcompiler.backends.lax_int import bounds, rounding, rules, tables
+from qcompiler.backends.lax_int import bounds, rounding, rules, tables, wide
 from qcompiler.backends.lax_int.context import Context
 from qcompiler.backends.lax_int.values import Int, Known, Real, Term
 from qcompiler.ir import _compat, replay
@@ -100,6 +100,7 @@ def lower_region(
     if eqn.params["kind"] == "table":
         return [r.x for r in tables.lower_table(context, body, operands)]
     env: dict[Any, Any] = dict(zip(jaxpr.invars, operands, strict=True))
+    apply = wide.apply if eqn.params["kind"] == "wide" else rules.apply
 
     def read(atom: Any) -> Any:
         return Known(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, _compat.Literal) else env[atom]
@@ -112,7 +113,7 @@ def lower_region(
                 inputs[0] = _within(inputs[0], inner.params["type"])
                 if inner.params["type"].bits == 32:
                     watch(inputs[0].x)
-            env[inner.outvars[0]] = rules.apply(context, inner, inputs)
+            env[inner.outvars[0]] = apply(context, inner, inputs)
     return [read(v).x for v in jaxpr.outvars]
 
 

@@ -63,8 +63,8 @@ def quantize_real(
     `dequantize` gives one term, x = q - z, s = float64(float32 scale). A factor f multiplies every s_k, c and both
     ends, in program order (x / f is x times 1/f); a negative one swaps the ends, an open end stays open. An added
     constant is added to c and to both ends; a sum lists the terms of the left operand first; max and min by a bound
-    move both ends. Terms of equal scale (equal shapes and values) are first added as integers, each into the earliest
-    such term with which its bounds fit int32.
+    move both ends. Terms of equal or opposite scales (of equal shapes) are first added or subtracted as integers, each
+    to or from the earliest such term with which its bounds fit int32.
 
     One term and c / s_out = 0 everywhere: t = rescale(x, s / s_out) + z.
     No term: the entry's code of c between the ends.
@@ -96,7 +96,7 @@ def quantize_real(
       OverflowProofError: the constant exceeds 2**30 at g.
     """
     step = scale.astype(np.float64)
-    terms = _merged(real.terms)
+    terms = merged(real.terms)
     if not terms:
         return known_codes(context, real, scale, zero, qtype, label)
     offset = real.constant / step
@@ -153,25 +153,31 @@ def _rescaled(context: Context, term: Term, ratio: np.ndarray, label: str, large
     return fixed_point.rescale(term.int.x, multiplier, constant=constant)
 
 
-def _merged(terms: list[Term]) -> list[Term]:
-    """Terms with equal scales added as integers, exactly, where int32 holds the sum."""
+def merged(terms: list[Term]) -> list[Term]:
+    """Terms of equal or opposite scales added or subtracted as integers, exactly, where int32 holds the result."""
     out: list[Term] = []
     for term in terms:
-        for k, known_term in enumerate(out):
-            same = np.shape(known_term.scale) == np.shape(term.scale) and np.array_equal(known_term.scale, term.scale)
-            low, high = bounds.of_sum(known_term.int, term.int, 1)
-            if same and max(-np.min(low), np.max(high)) <= bounds.INT32.max:
-                out[k] = Term(Int(lax.add_p.bind(known_term.int.x, term.int.x), low, high), term.scale)
+        for k, held in enumerate(out):
+            sign = 1 if _same(held.scale, term.scale) else -1
+            low, high = bounds.of_sum(held.int, term.int, sign)
+            fits = max(-np.min(low), np.max(high)) <= bounds.INT32.max
+            if fits and (sign > 0 or _same(held.scale, -term.scale)):
+                combine = lax.add_p if sign > 0 else lax.sub_p
+                out[k] = Term(Int(combine.bind(held.int.x, term.int.x), low, high), held.scale)
                 break
         else:
             out.append(term)
     return out
 
 
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.shape(a) == np.shape(b) and np.array_equal(a, b)
+
+
 def compare(context: Context, name: str, real: Real, label: str) -> Int:
     """A real sum against 0, as truth values.
 
-    Terms of equal scale are first added as integers, as in `quantize_real`.
+    Terms of equal or opposite scales are first added or subtracted as integers, as in `quantize_real`.
     One term: s x + c < 0 as x < T, with t = -c / s in float64 and T = ceil(t) where s > 0; negated x < T with
       T = floor(t) + 1 where s < 0. s x + c <= 0 with floor(t) + 1 and ceil(t) in their places. Where s = 0, T is an
       end of int32.
@@ -185,7 +191,7 @@ def compare(context: Context, name: str, real: Real, label: str) -> Int:
       real: without clamps.
       label: for names of weights.
     """
-    terms = _merged(real.terms)
+    terms = merged(real.terms)
     if len(terms) == 1:
         less = lambda strict: _below(context, terms[0], real.constant, strict, f"{label}/{'lt' if strict else 'le'}")
     else:

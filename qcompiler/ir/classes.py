@@ -35,6 +35,13 @@ VIEW = frozenset(
 MERGE = frozenset("concatenate pad".split())
 #: Where in its operand a result is found: integers from the order of reals alone.
 SEARCH = frozenset("argmax argmin".split())
+#: One number of many, and sums on the way to it: the statistics of rows.
+ADDING = frozenset("reduce_sum cumsum cumlogsumexp".split())
+STATISTIC = ADDING | frozenset("reduce_max reduce_min reduce_prod cumprod cummax cummin argmax argmin".split())
+#: What regions of general arithmetic compute.
+WIDE = (ELEMENTWISE | VIEW | MERGE | SEARCH | STATISTIC | frozenset("reduce_and reduce_or".split())) - frozenset(
+    "nextafter lgamma digamma polynomial reduce_window_max reduce_window_min tan".split()
+)
 #: Contracting products, whose cost is counted in multiply-adds.
 PRODUCT = frozenset("dot_general conv_general_dilated".split())
 

@@ -39,6 +39,7 @@ __all__ = [
     "Percentile",
     "RangeStats",
     "by_name",
+    "expected_sqnr_db",
 ]
 
 MIN_SCALE = 2.0**-120
@@ -185,11 +186,7 @@ class MSE(Estimator):
             raise ValueError(f"at least 2 candidates are needed, not {self.candidates}")
 
     def _ends(self, stats, qmin, qmax, symmetric):
-        edges, counts = _nonzero_bins(stats, fold=False)
-        # The extreme bins may be cut down to nothing; a density needs some width.
-        edges[0] = min(edges[0], edges[1] - 1e-3 * stats.width)
-        edges[-1] = max(edges[-1], edges[-2] + 1e-3 * stats.width)
-        density = counts / np.diff(edges)
+        edges, density = _density(stats)
 
         def error(range_):
             return _squared_error(edges, density, range_, qmin, qmax, symmetric)
@@ -256,6 +253,25 @@ def by_name(name: str, **options) -> Estimator:
     return _ESTIMATORS[name](**options)
 
 
+def expected_sqnr_db(stats: RangeStats, range_: tuple[float, float], qmin: int, qmax: int, symmetric: bool) -> float:
+    """Signal to quantization noise of a tensor in integers of a range, in dB, values lying evenly within their bins.
+
+    Args:
+      stats: statistics of the tensor.
+      range_: `(low, high)`, of an estimator.
+      qmin, qmax: the integers.
+      symmetric: whether the zero point is 0.
+
+    Returns:
+      Infinity for a tensor of one value, or of none.
+    """
+    if not stats.count or stats.min == stats.max:
+        return math.inf
+    edges, density = _density(stats)
+    signal = float(np.dot(density, np.diff(edges**3))) / 3
+    return 10 * math.log10(signal / _squared_error(edges, density, range_, qmin, qmax, symmetric))
+
+
 def _finish(low: float, high: float, qmin: int, qmax: int, symmetric: bool) -> tuple[float, float]:
     """Includes zero, makes the range symmetric if asked, and limits the scale."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
@@ -287,6 +303,15 @@ def _nonzero_bins(stats: RangeStats, fold: bool) -> tuple[np.ndarray, np.ndarray
     edges[0] = max(edges[0], low)
     edges[-1] = min(edges[-1], high)
     return edges, counts
+
+
+def _density(stats: RangeStats) -> tuple[np.ndarray, np.ndarray]:
+    """Edges, and values per unit of the tensor between them, without exact zeros."""
+    edges, counts = _nonzero_bins(stats, fold=False)
+    # The extreme bins may be cut down to nothing; a density needs some width.
+    edges[0] = min(edges[0], edges[1] - 1e-3 * stats.width)
+    edges[-1] = max(edges[-1], edges[-2] + 1e-3 * stats.width)
+    return edges, counts / np.diff(edges)
 
 
 def _quantile(edges: np.ndarray, counts: np.ndarray, fraction: float) -> float:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from qcompiler.debug import reference
-
 from qcompiler.debug.fuzz.stages import Stages
 from qcompiler.debug.noise import simulation_noise
 from qcompiler.ir import _compat, replay

@@ -7,11 +7,13 @@ import traceback
 from qcompiler.debug.fuzz.cases import RECIPES, Case
 from qcompiler.debug.fuzz.checks import CheckFailed, Findings, check
 from qcompiler.debug.fuzz.stages import compile_stages
-from qcompiler.errors import OverflowProofError
+from qcompiler.errors import CalibrationError, OverflowProofError
 
 
 def run_case(case: Case) -> Findings | None:
-    """Compiles and checks a program; None where a proof of the integers fails, which the compiler may say.
+    """Compiles and checks a program; None where the compiler may refuse it.
+
+    It may where a proof of the integers fails, and where a value is so close to zero that no float32 scale fits it.
 
     Raises:
       CheckFailed: a check failed, or the compiler broke.
@@ -24,6 +26,8 @@ def run_case(case: Case) -> Findings | None:
     except CheckFailed:
         raise
     except Exception as error:
+        if isinstance(error, CalibrationError) and "too narrow" in str(error):
+            return None
         raise CheckFailed(f"{type(error).__name__} in {_place(error)}", str(error)) from error
 
 

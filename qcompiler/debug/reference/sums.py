@@ -103,14 +103,17 @@ def _below(q: Ints, scale: np.ndarray, constant: Any, strict: bool) -> np.ndarra
 
 
 def _merge(terms: list[tuple[Ints, np.ndarray]]) -> list[tuple[Ints, np.ndarray]]:
-    """Adds terms of equal scale into the first such one, where int32 holds the sum."""
+    """Adds a term of equal or opposite scale to the first such one, where int32 holds the result."""
     merged: list[tuple[Ints, np.ndarray]] = []
     for q, scale in terms:
         for k, (p, other) in enumerate(merged):
-            low, high = p.low + q.low, p.high + q.high
-            fits = max(-int(np.min(low)), int(np.max(high))) <= 2**31 - 1
-            if fits and np.shape(scale) == np.shape(other) and np.all(scale == other):
-                merged[k] = (Ints(p.values + q.values, low, high), other)
+            if np.shape(scale) != np.shape(other):
+                continue
+            sign = 1 if np.all(scale == other) else -1 if np.all(scale == -other) else 0
+            least, most = (q.low, q.high) if sign > 0 else (-q.high, -q.low)
+            low, high = p.low + least, p.high + most
+            if sign and max(-int(np.min(low)), int(np.max(high))) <= 2**31 - 1:
+                merged[k] = (Ints(p.values + sign * q.values, low, high), other)
                 break
         else:
             merged.append((q, scale))

@@ -1,0 +1,64 @@
+"""Which values hold masks: numbers so large that they stand for infinity, whatever a model spells it as.
+
+A mask wins or loses a comparison, or makes an exponential zero. It saturates in every encoding, and widens no range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from qcompiler import ops
+from qcompiler.ir import _compat, classes
+from qcompiler.ir.constants import Constants
+from qcompiler.ir.program import Program
+
+#: A number so large stands for infinity.
+MASK = 1e8
+#: A constant from which on a sum or selection is taken to mask scores, some of which are masked with -1e4.
+MASKS_SCORES = 9e3
+_KEEPS_MASKS = frozenset("add sub mul select_n concatenate pad neg convert_element_type".split()) | classes.VIEW
+
+
+def masked_values(program: Program, constants: Constants, least: float) -> set[Any]:
+    """Variables whose values may hold constants of magnitude `least` or more, by sums and selections with those."""
+    known = lambda v: np.asarray(constants.value(v)) if v in constants and classes.is_float(v) else None
+    found: set[Any] = set()
+    _mark(program.eqns, found, known, least)
+    return found
+
+
+def _mark(eqns: Sequence[_compat.JaxprEqn], found: set[Any], known: Callable[[Any], Any], least: float) -> None:
+    for eqn in eqns:
+        if eqn.primitive is ops.region_p:
+            body = _compat.open_jaxpr(eqn.params["body"])
+            outer = dict(zip(body.invars, eqn.invars, strict=True))
+            inside = {v for v, atom in outer.items() if isinstance(atom, _compat.Var) and atom in found}
+            _mark(
+                body.eqns,
+                inside,
+                lambda v, outer=outer: known(outer.get(v, v) if isinstance(v, _compat.Var) else v),
+                least,
+            )
+            found.update(v for v, inner in zip(eqn.outvars, body.outvars, strict=True) if _is_marked(inner, inside))
+        elif eqn.primitive.name in _KEEPS_MASKS:
+            if any(_is_marked(v, found) or is_mask(known(v), least) for v in eqn.invars):
+                found.update(eqn.outvars)
+
+
+def _is_marked(atom: Any, found: set[Any]) -> bool:
+    return isinstance(atom, _compat.Var) and atom in found
+
+
+def is_mask(value: Any, least: float = MASK) -> bool:
+    """Whether known numbers hold one of magnitude `least` or more; None holds none."""
+    return value is not None and value.size > 0 and bool(np.max(np.abs(value.astype(np.float64))) >= least)
+
+
+def without_masks(array: np.ndarray, above: bool = True) -> np.ndarray:
+    """The numbers that are no masks, NaN among them; a zero if there are none. `above`: positive masks go, too."""
+    masks = array <= -MASK
+    masks |= (array >= MASK) if above else False
+    return array[~masks] if not masks.all() else np.zeros(1, array.dtype)
