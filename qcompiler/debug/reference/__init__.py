@@ -6,8 +6,9 @@
 
 It shares no arithmetic with the backends: nothing of `numerics.fixed_point`, of `backends` or of `jax.lax` is used. The
 contract it is written from stands in `numerics.fixed_point` (entry, exit, rescale) and in `quantize_real` of
-`backends/lax_int/rules.py` (sums of scaled integers, and the bounds that decide their guard bits). The one exception is
-a table, which is defined as the float function at every code, JAX evaluating it op by op.
+`backends/lax_int/rounding.py` (sums of scaled integers, and the bounds that decide their guard bits). There are two
+exceptions: a table is defined as the float function at every code, JAX evaluating it op by op, and a region of general
+arithmetic is compared with float64, which it must be within one step of.
 """
 
 from qcompiler.debug.reference.contract import dequantize as dequantize

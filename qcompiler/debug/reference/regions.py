@@ -14,6 +14,7 @@ from qcompiler.debug.reference.sums import sign, store
 from qcompiler.debug.reference.tables import table
 from qcompiler.debug.reference.values import KNOWN_ROLES, Choice, Ints, Real, bounds, fits, known, read, real, whole
 from qcompiler.debug.reference.views import VIEWS, view
+from qcompiler.debug.reference.wide import wide
 from qcompiler.errors import QuantizationError
 from qcompiler.ir import _compat, classes
 
@@ -28,6 +29,8 @@ def region(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
     body = _compat.open_jaxpr(eqn.params["body"])
     if eqn.params["kind"] == "table":
         return table(eqn, body, operands)
+    if eqn.params["kind"] == "wide":
+        return wide(body, operands)
     env: dict[Any, Any] = {}
     for var, role, operand in zip(body.invars, eqn.params["roles"], operands, strict=True):
         array = np.asarray(operand)
