@@ -90,7 +90,7 @@ class Grower:
         if len(root.outvars) != 1:
             return None
         if root.primitive.name in classes.SEARCH or root.primitive.name in classes.VIEW | classes.MERGE:
-            return self.grow_view(root)
+            return self.grow_view(root) or self.grow_wide(root, None)
         if not classes.is_float(root.outvars[0]):
             reads_reals = any(map(classes.is_float, root.invars))
             compares = root.primitive.name in classes.COMPARE and reads_reals
@@ -108,11 +108,7 @@ class Grower:
         members = _wide.members_of(root, self.program, self.constants, self.order, self.epilogues, self.only_inside)
         if not members or (plain is not None and not _wide.is_needed(members, self.constants, self.is_linear)):
             return None
-        roles = {
-            (id(e), k): "constant" if v in self.constants else "term" if classes.is_float(v) else "integer"
-            for e in members
-            for k, v in enumerate(e.invars)
-        }
+        roles = {(id(e), k): _wide.role_of(e, k, self.constants) for e in members for k in range(len(e.invars))}
         return self.region("wide", root, members, roles)
 
     def is_linear(self, eqn: _compat.JaxprEqn) -> bool:
@@ -391,7 +387,7 @@ class Grower:
         def hold(eqn: Any, k: int, role: str) -> None:
             var = eqn.invars[k]
             made = self.producer.get(var)
-            if made is None or var not in self.constants or role in ("weight", "value"):
+            if made is None or var not in self.constants or role in ("weight", "value", "rows"):
                 read[id(eqn), k] = role
                 if (var, role) not in operands:
                     operands.append((var, role))

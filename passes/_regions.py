@@ -52,6 +52,18 @@ def weight_position(eqn: _compat.JaxprEqn) -> int | None:
     return None
 
 
+def gathered(eqn: _compat.JaxprEqn) -> dict[int, tuple[int, ...]]:
+    """Operand of a wide region that rows are gathered from -> its dimensions that indices go along."""
+    body = _compat.open_jaxpr(eqn.params["body"])
+    rows = {v: k for k, (v, role) in enumerate(zip(body.invars, eqn.params["roles"], strict=True)) if role == "rows"}
+    found = {}
+    for inner in body.eqns:
+        if inner.primitive.name == "gather" and _is_in(inner.invars[0], set(rows)):
+            numbers = inner.params["dimension_numbers"]
+            found[rows[inner.invars[0]]] = tuple(sorted(numbers.start_index_map))
+    return found
+
+
 def accumulator_scale(eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> np.ndarray:
     """Scale of the int32 accumulator of a region's product or sum, float32, broadcastable to its result.
 

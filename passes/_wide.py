@@ -55,14 +55,20 @@ def is_arithmetic(eqn: _compat.JaxprEqn, constants: Constants) -> bool:
     """Whether wide regions have a rule for an equation."""
     if eqn.primitive.name not in classes.WIDE or len(eqn.outvars) != 1:
         return False
-    if eqn.primitive.name == "gather" and eqn.invars[0] in constants:
-        return False
     return all(classes.is_float(v) or classes.is_integer(v) for v in (*eqn.invars, *eqn.outvars))
 
 
 def _is_of_reals(eqn: _compat.JaxprEqn) -> bool:
     """Whether it computes from or to reals; integers that the model makes of integers stay as they are."""
     return any(classes.is_float(v) for v in (*eqn.invars, *eqn.outvars))
+
+
+def role_of(eqn: _compat.JaxprEqn, k: int, constants: Constants) -> str:
+    """What an operand of a wide region is to it."""
+    atom = eqn.invars[k]
+    if atom in constants:
+        return "rows" if eqn.primitive.name == "gather" and k == 0 and classes.is_float(atom) else "constant"
+    return "term" if classes.is_float(atom) else "integer"
 
 
 def is_needed(members: Sequence[_compat.JaxprEqn], constants: Constants, is_linear: Callable[[Any], bool]) -> bool:

@@ -53,6 +53,8 @@ def assign_precision(program: Program, recipe: Any) -> Program:
         chosen = [_type_of(role, recipe, activation, weight) for role in eqn.params["roles"]]
         if rule is None or rule.activation is None:
             chosen = _widened(program, eqn, chosen, recipe)
+        for k, axis in _regions.gathered(eqn).items():
+            chosen[k] = dataclasses.replace(weight, symmetric=True, narrow_range=True, axis=axis)
         position = _regions.weight_position(eqn)
         if position is not None:
             anchor = _regions.anchor_of(eqn)

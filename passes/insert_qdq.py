@@ -197,7 +197,7 @@ class _Inserter:
         chosen = self.types[eqn.params["id"]]
         out = list(values)
         for k, (var, role, qtype) in enumerate(zip(eqn.invars, eqn.params["roles"], chosen, strict=True)):
-            if role == "weight":
+            if role in ("weight", "rows"):
                 try:
                     scales[k] = weight_scale(self.constants.value(var), qtype)[0]
                 except QuantizationError as error:
@@ -209,6 +209,8 @@ class _Inserter:
                 out[k] = read(var, values[k], qtype)
                 if role in _regions.ANCHORED:
                     scales[k] = self.parameters[self.owner(var), qtype][0]
+        for k in (k for k, role in enumerate(eqn.params["roles"]) if role == "rows"):
+            out[k] = self.weight(builder, eqn, k, values[k], chosen[k], scales[k])
         anchor = _regions.anchor_of(eqn)
         if anchor is not None:
             self.keep_accumulator_normal(eqn, scales)

@@ -14,7 +14,7 @@ through clamps, affine steps, residual adds, maxima and selections to at most on
 | `table` | none: any function of one value | `index` |
 | `view` | none: elements of one value, elsewhere | `value` |
 | `concat` | none: elements of several values, in one encoding | `value` |
-| `wide` | none: general arithmetic, statistics of rows among it | |
+| `wide` | none: general arithmetic, statistics of rows among it | `rows`: a constant that is gathered from |
 
 In any of them, `term` is a real value that is summed, compared or chosen, `integer` one that the model has as integers,
 `constant` what is known. How far each grows is in `_growth`.
@@ -155,7 +155,7 @@ class _Planner:
         if name == "div" and all(v not in self.constants for v in eqn.invars):
             return "quotient of two activations has no integer rule yet"
         if name == "gather":
-            return "a gather that may read out of bounds, or of a constant, has no integer rule yet"
+            return "a gather of reals that may read out of bounds has no integer rule yet"
         if name == "conv_general_dilated":
             return "convolution of a constant, or one that is reversed, has no integer rule yet"
         return "primitive has no integer rule yet"

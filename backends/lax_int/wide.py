@@ -32,8 +32,12 @@ def apply(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
       QuantizationError: no rule for the primitive.
     """
     name = eqn.primitive.name
+    if name == "qc_dequantize" and isinstance(values[0], Known):
+        return _rows(*values)
     if all(isinstance(v, Known) for v in values):
         return rules.known(eqn, values)
+    if name == "gather" and isinstance(values[0], Real) and np.ndim(values[0].terms[0].scale):
+        return _gathered(context, eqn, values)
     if name == "qc_dequantize" or (name == "qc_quantize" and isinstance(values[0], Real)):
         return rules.apply(context, eqn, values)
     if name == "qc_quantize":
@@ -159,6 +163,29 @@ def _codes(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Int:
     numbers = np.asarray(scale.value), np.asarray(zero.value)
     q = soft_rounding.to_codes(x, *numbers, qtype.qmin, qtype.qmax, qtype.dtype)
     return Int(jnp.broadcast_to(q, eqn.outvars[0].aval.shape), np.int64(qtype.qmin), np.int64(qtype.qmax))
+
+
+def _rows(codes: Known, scale: Known, zero: Known) -> Real:
+    """A weight that rows are gathered from: its codes as they are stored, with a scale per row."""
+    if np.any(zero.value):
+        raise QuantizationError("rows are gathered from symmetric weights alone")
+    low, high = bounds.collapse(*bounds.interval(codes))
+    return Real([Term(Int(traced(codes), low, high), np.asarray(scale.value).astype(np.float64))])
+
+
+def _gathered(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> SoftFloat:
+    """Rows of a weight: of its codes, and of their scales. What is out of bounds is 0."""
+    (term,), index = values[0].terms, _integers(context, values[1])
+    hold = lambda name, array: context.weight(context.name(context.label(name)), array)
+    scale = soft_float.constant(term.scale, hold, "rows")
+
+    def rows(array: Any, fill: int) -> Any:
+        sizes = tuple(min(n, m) for n, m in zip(eqn.params["slice_sizes"], array.shape, strict=True))
+        return eqn.primitive.bind(array, index, **{**eqn.params, "slice_sizes": sizes, "fill_value": fill})
+
+    codes = soft_float.from_int(rows(term.int.x, 0))
+    steps = SoftFloat(rows(scale.mantissa, 0), rows(scale.exponent, soft_float.ZERO_EXPONENT))
+    return soft_float.mul(codes, steps)
 
 
 def _moved(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> SoftFloat:
