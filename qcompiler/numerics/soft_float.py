@@ -190,20 +190,24 @@ def square(x: SoftFloat) -> SoftFloat:
 
 
 def add(a: SoftFloat, b: SoftFloat) -> SoftFloat:
+    """a + b; exact where the signs differ and the exponents by at most 1."""
     top = i32.maximum(a.exponent, b.exponent)
-    total = i32.add(_aligned(a, top), _aligned(b, top))
-    # At most 31 bits and, if 31, even enough that half of it stays below 2**30.
+    # Operands of different sign leave room for a bit below the last one: 0 for them, else 1.
+    coarse = i32.add(i32.right(i32.bit_xor(a.mantissa, b.mantissa), 31), 1)
+    total = i32.add(_aligned(a, top, coarse), _aligned(b, top, coarse))
+    # At most 31 bits, and where it is 31, half of it stays below 2**30.
     shift = i32.sub(i32.leading_zeros(i32.magnitude(total)), 1)
-    return _bounded(i32.right(i32.left(total, shift), 1), i32.add(i32.sub(top, shift), 1), zero=True)
+    return _bounded(i32.right(i32.left(total, shift), 1), i32.sub(i32.add(top, coarse), shift), zero=True)
 
 
 def sub(a: SoftFloat, b: SoftFloat) -> SoftFloat:
     return add(a, neg(b))
 
 
-def _aligned(x: SoftFloat, top: Any) -> jax.Array:
-    """The mantissa in units of 2**top >= 2**exponent, rounded."""
-    return i32.right_rounded(x.mantissa, i32.minimum(i32.sub(top, x.exponent), 31))
+def _aligned(x: SoftFloat, top: Any, coarse: Any) -> jax.Array:
+    """The mantissa in units of 2**(top - 1 + coarse) for top >= exponent; rounded where `coarse` is 1, else cut."""
+    doubled = i32.right(i32.left(x.mantissa, 1), i32.minimum(i32.sub(top, x.exponent), 31))
+    return i32.right(i32.add(doubled, coarse), coarse)
 
 
 def div(a: SoftFloat, b: SoftFloat) -> SoftFloat:

@@ -85,9 +85,9 @@ def reduce_prod(x: SoftFloat, axes: Sequence[int]) -> SoftFloat:
     x = x.map(lambda v: lax.reshape(lax.transpose(v, axes + kept), (count, *shape)))
     while count > 1:
         half, rest = count // 2, count % 2
-        product = mul(x.map(lambda v: v[:half]), x.map(lambda v: v[half : 2 * half]))
+        product = mul(_part(x, 0, half, 0), _part(x, half, 2 * half, 0))
         if rest:
-            product = _concatenated(product, x.map(lambda v: v[2 * half :]))
+            product = _concatenated(product, _part(x, 2 * half, count, 0))
         x, count = product, half + rest
     return x.map(lambda v: lax.squeeze(v, (0,)))
 
@@ -137,17 +137,20 @@ def cumprod(x: SoftFloat, axis: int, reverse: bool = False) -> SoftFloat:
 def _scan(combine: Callable[[SoftFloat, SoftFloat], SoftFloat], x: SoftFloat, axis: int, reverse: bool) -> SoftFloat:
     """Combines ever longer runs of elements: after k rounds, the 2**k that end at each place."""
     x, count, step = _full(x), x.shape[axis], 1
-
-    def part(start: int, stop: int) -> SoftFloat:
-        return x.map(lambda v: lax.slice_in_dim(v, start, stop, axis=axis))
-
     while step < count:
-        front, back = part(0, count - step), part(step, count)
+        front, back = _part(x, 0, count - step, axis), _part(x, step, count, axis)
         # Unlike a sum, none of these operations minds the order of its operands.
-        joined, rest = combine(front, back), part(count - step, count) if reverse else part(0, step)
-        x = _concatenated(*((joined, rest) if reverse else (rest, joined)), axis)
+        joined = combine(front, back)
+        if reverse:
+            x = _concatenated(joined, _part(x, count - step, count, axis), axis)
+        else:
+            x = _concatenated(_part(x, 0, step, axis), joined, axis)
         step *= 2
     return x
+
+
+def _part(x: SoftFloat, start: int, stop: int, axis: int) -> SoftFloat:
+    return x.map(lambda v: lax.slice_in_dim(v, start, stop, axis=axis))
 
 
 def _concatenated(a: SoftFloat, b: SoftFloat, axis: int = 0) -> SoftFloat:
