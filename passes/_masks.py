@@ -57,8 +57,21 @@ def is_mask(value: Any, least: float = MASK) -> bool:
     return value is not None and value.size > 0 and bool(np.max(np.abs(value.astype(np.float64))) >= least)
 
 
-def without_masks(array: np.ndarray, above: bool = True) -> np.ndarray:
-    """The numbers that are no masks, NaN among them; a zero if there are none. `above`: positive masks go, too."""
-    masks = array <= -MASK
-    masks |= (array >= MASK) if above else False
-    return array[~masks] if not masks.all() else np.zeros(1, array.dtype)
+def brought_near(array: np.ndarray, above: bool = True) -> np.ndarray:
+    """An array whose masks are only as large as they must be, for the range that it is stored in.
+
+    Beside other numbers a mask must still make the exponential of a score vanish, so it is brought to `_BELOW` beyond
+    four times the largest of them; alone, to `_ALONE`.
+
+    Args:
+      array: real, NaN allowed.
+      above: whether large positive numbers are masks, too.
+    """
+    below, over = array <= -MASK, (array >= MASK) & above
+    rest = np.abs(array[~(below | over)])
+    largest = np.max(rest, initial=0, where=np.isfinite(rest))
+    near = array.dtype.type(_BELOW + 4 * largest if largest else _ALONE)
+    return np.where(below, -near, np.where(over, near, array))
+
+
+_BELOW, _ALONE = 256.0, 1e4

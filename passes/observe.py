@@ -165,7 +165,7 @@ class Collector:
         array = np.asarray(array).astype(np.float32, copy=False)
         if array.size and (key in self._masked or key in self._inputs):
             # Of inputs, masks that are added to scores; a large positive one is a mistake.
-            array = _masks.without_masks(array, above=key in self._masked)
+            array = _masks.brought_near(array, above=key in self._masked)
         try:
             self._histograms.setdefault(key, Histogram()).update(array)
         except ValueError as error:
