@@ -83,15 +83,15 @@ def normalize(mantissa: Any, exponent: Any, *, bits: int = 32) -> SoftFloat:
     zeros = i32.leading_zeros(i32.magnitude(mantissa))
     if bits <= 31:
         shift = i32.sub(zeros, 2)
-        return _bounded(i32.left(mantissa, shift), i32.sub(exponent, shift), zero=True)
+        return saturated(i32.left(mantissa, shift), i32.sub(exponent, shift), zero=True)
     # To 31 bits, of which the last is cut: so no element needs a shift to the right of its own.
     shift = i32.sub(zeros, 1)
     aligned = i32.left(mantissa, shift)
     aligned = i32.right(i32.sub(aligned, i32.right(aligned, 31)), 1)
-    return _bounded(aligned, i32.sub(exponent, i32.sub(shift, 1)), zero=True)
+    return saturated(aligned, i32.sub(exponent, i32.sub(shift, 1)), zero=True)
 
 
-def _bounded(mantissa: Any, exponent: Any, *, zero: bool = False) -> SoftFloat:
+def saturated(mantissa: Any, exponent: Any, *, zero: bool = False) -> SoftFloat:
     """Saturates to 0 and to infinity. `zero`: a mantissa may be 0 without an exponent that says so."""
     over, under = i32.gt(exponent, EXPONENT_LIMIT), i32.lt(exponent, -EXPONENT_LIMIT)
     infinity = i32.left(i32.bit_or(i32.right(mantissa, 31), 1), PRECISION - 1)
@@ -158,6 +158,11 @@ def abs_(x: SoftFloat) -> SoftFloat:
     return SoftFloat(i32.magnitude(x.mantissa), x.exponent)
 
 
+def signed_as(x: SoftFloat, size: SoftFloat) -> SoftFloat:
+    """`size` >= 0 with the sign of x, that of 0 being positive."""
+    return SoftFloat(i32.with_sign(size.mantissa, i32.right(x.mantissa, 31)), size.exponent)
+
+
 def sign(x: SoftFloat) -> SoftFloat:
     """-1, 0 or 1."""
     positive = i32.bit_or(i32.right(x.mantissa, 31), 1)
@@ -169,7 +174,7 @@ def sign(x: SoftFloat) -> SoftFloat:
 
 def scale_by_power_of_two(x: SoftFloat, power: Any) -> SoftFloat:
     """x * 2**power for an int32 `power` of magnitude at most 2**18."""
-    moved = _bounded(x.mantissa, i32.add(x.exponent, power))
+    moved = saturated(x.mantissa, i32.add(x.exponent, power))
     return select(is_infinite(x), x, moved)
 
 
@@ -182,7 +187,7 @@ def mul(a: SoftFloat, b: SoftFloat) -> SoftFloat:
     # 29 or 30 bits: -1 where one is missing, else 0.
     short = i32.right(i32.sub(i32.magnitude(product), HALF), 31)
     exponent = i32.add(i32.add(i32.add(a.exponent, b.exponent), PRECISION), short)
-    return _bounded(i32.left(product, lax.neg_p.bind(short)), exponent)
+    return saturated(i32.left(product, lax.neg_p.bind(short)), exponent)
 
 
 def square(x: SoftFloat) -> SoftFloat:
@@ -197,7 +202,7 @@ def add(a: SoftFloat, b: SoftFloat) -> SoftFloat:
     total = i32.add(_aligned(a, top, coarse), _aligned(b, top, coarse))
     # At most 31 bits, and where it is 31, half of it stays below 2**30.
     shift = i32.sub(i32.leading_zeros(i32.magnitude(total)), 1)
-    return _bounded(i32.right(i32.left(total, shift), 1), i32.sub(i32.add(top, coarse), shift), zero=True)
+    return saturated(i32.right(i32.left(total, shift), 1), i32.sub(i32.add(top, coarse), shift), zero=True)
 
 
 def sub(a: SoftFloat, b: SoftFloat) -> SoftFloat:
@@ -229,7 +234,7 @@ def div(a: SoftFloat, b: SoftFloat) -> SoftFloat:
     # Exponents of special divisors outweigh those of any dividend: x / 0 = inf, 0 / 0 = inf / inf = 0.
     special = i32.select(is_infinite(b), 2 * INFINITY_EXPONENT, i32.maximum(b.exponent, -INFINITY_EXPONENT))
     exponent = i32.add(i32.sub(i32.sub(a.exponent, special), PRECISION), i32.as_integer(wide))
-    return _bounded(mantissa, exponent)
+    return saturated(mantissa, exponent)
 
 
 def reciprocal(x: SoftFloat) -> SoftFloat:
@@ -257,7 +262,7 @@ def rsqrt(x: SoftFloat) -> SoftFloat:
     valid = i32.bit_not(i32.lt(x.mantissa, 0))
     exponent = i32.select(i32.eq(x.mantissa, 0), INFINITY_EXPONENT, exponent)
     exponent = i32.select(is_infinite(x), ZERO_EXPONENT, exponent)
-    return _bounded(i32.select(valid, root, 0), i32.select(valid, exponent, ZERO_EXPONENT))
+    return saturated(i32.select(valid, root, 0), i32.select(valid, exponent, ZERO_EXPONENT))
 
 
 def sqrt(x: SoftFloat) -> SoftFloat:
@@ -275,7 +280,7 @@ def sqrt(x: SoftFloat) -> SoftFloat:
     root = i32.minimum(i32.add(i32.left(high, 15), low), (1 << PRECISION) - 1)
     zero = i32.lt(x.mantissa, 1)
     exponent = i32.select(is_infinite(x), INFINITY_EXPONENT, i32.sub(half, PRECISION))
-    return _bounded(i32.select(zero, 0, root), i32.select(zero, ZERO_EXPONENT, exponent))
+    return saturated(i32.select(zero, 0, root), i32.select(zero, ZERO_EXPONENT, exponent))
 
 
 def _radicand(x: SoftFloat) -> jax.Array:

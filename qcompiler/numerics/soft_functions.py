@@ -16,7 +16,6 @@ from qcompiler.numerics import int32 as i32
 from qcompiler.numerics.soft_float import (
     INFINITY_EXPONENT,
     SoftFloat,
-    _bounded,
     abs_,
     add,
     compare,
@@ -29,8 +28,10 @@ from qcompiler.numerics.soft_float import (
     neg,
     normalize,
     reciprocal,
+    saturated,
     scale_by_power_of_two,
     select,
+    signed_as,
     sqrt,
     square,
     sub,
@@ -65,7 +66,7 @@ def _exp2_of_product(x: SoftFloat, factor: float) -> SoftFloat:
     total: Any = _EXP2[-1]
     for coefficient in _EXP2[-2::-1]:
         total = i32.add(i32.mulhi(total, fraction), coefficient)
-    return _bounded(total, i32.sub(power, 29))
+    return saturated(total, i32.sub(power, 29))
 
 
 def _exp2_coefficients() -> list[int]:
@@ -135,13 +136,13 @@ def tanh(x: SoftFloat) -> SoftFloat:
     """Accurate near 0."""
     # Beyond 32 the result is 1; the bound keeps infinity over infinity away.
     power = expm1(scale_by_power_of_two(minimum(abs_(x), constant(32.0)), 1))
-    return _odd(x, div(power, add(power, TWO)))
+    return signed_as(x, div(power, add(power, TWO)))
 
 
 def sinh(x: SoftFloat) -> SoftFloat:
     """Accurate near 0."""
     power = expm1(abs_(x))
-    return _odd(x, scale_by_power_of_two(add(power, div(power, add(power, ONE))), -1))
+    return signed_as(x, scale_by_power_of_two(add(power, div(power, add(power, ONE))), -1))
 
 
 def cosh(x: SoftFloat) -> SoftFloat:
@@ -153,7 +154,7 @@ def asinh(x: SoftFloat) -> SoftFloat:
     """Accurate near 0."""
     size = abs_(x)
     area = square(size)
-    return _odd(x, log1p(add(size, div(area, add(sqrt(add(area, ONE)), ONE)))))
+    return signed_as(x, log1p(add(size, div(area, add(sqrt(add(area, ONE)), ONE)))))
 
 
 def acosh(x: SoftFloat) -> SoftFloat:
@@ -167,12 +168,7 @@ def atanh(x: SoftFloat) -> SoftFloat:
     size = abs_(x)
     ratio = div(scale_by_power_of_two(size, 1), sub(ONE, size))
     ratio = select(compare("gt", size, ONE), ZERO, ratio)
-    return _odd(x, scale_by_power_of_two(log1p(ratio), -1))
-
-
-def _odd(x: SoftFloat, size: SoftFloat) -> SoftFloat:
-    """`size` >= 0 with the sign of x."""
-    return SoftFloat(i32.with_sign(size.mantissa, i32.right(x.mantissa, 31)), size.exponent)
+    return signed_as(x, scale_by_power_of_two(log1p(ratio), -1))
 
 
 _CBRT = fit(lambda v: math.cbrt(0.75 + v / 4), -1.0, 1.0, 9)
@@ -190,7 +186,7 @@ def cbrt(x: SoftFloat) -> SoftFloat:
     root = mul(root, select(i32.eq(rest, 0), ONE, factor))
     root = scale_by_power_of_two(root, i32.sub(third, INFINITY_EXPONENT))
     special = i32.bit_or(is_infinite(x), i32.eq(size, 0))
-    return select(special, x, _odd(x, root))
+    return select(special, x, signed_as(x, root))
 
 
 def pow(x: SoftFloat, y: SoftFloat) -> SoftFloat:
@@ -242,7 +238,7 @@ _ERFC = fit(_erfc_factor, -1.0, 1.0, 14)
 def erf(x: SoftFloat) -> SoftFloat:
     """The error function, accurate near 0."""
     near = mul(x, _ERF(centred(squared(fixed(x)))))
-    return select(i32.lt(x.exponent, -29), near, _odd(x, sub(ONE, _erfc_of(abs_(x)))))
+    return select(i32.lt(x.exponent, -29), near, signed_as(x, sub(ONE, _erfc_of(abs_(x)))))
 
 
 def erfc(x: SoftFloat) -> SoftFloat:
@@ -287,5 +283,5 @@ def erf_inv(x: SoftFloat) -> SoftFloat:
     span = (_OUTERMOST - _ROOT) / 2
     outer = _ERF_INV_OUTER(fixed(sub(mul(sqrt(w), constant(1 / span)), constant(_ROOT / span + 1))))
     inside = mul(x, select(compare("lt", w, constant(_CENTRAL)), central, outer))
-    end = _odd(x, select(compare("eq", size, ONE), INFINITY, ZERO))
+    end = signed_as(x, select(compare("eq", size, ONE), INFINITY, ZERO))
     return select(compare("lt", size, ONE), inside, end)

@@ -23,10 +23,11 @@ from qcompiler.numerics.soft_float import (
     mul,
     normalize,
     select,
+    signed_as,
     sqrt,
     sub,
 )
-from qcompiler.numerics.soft_functions import ONE, ZERO, _odd
+from qcompiler.numerics.soft_functions import ONE, ZERO
 from qcompiler.numerics.soft_polynomial import centred, fit, fixed, squared
 
 #: 2/pi in units of 2**-64, as two words of 32 bits.
@@ -104,7 +105,7 @@ def atan2(y: SoftFloat, x: SoftFloat) -> SoftFloat:
     angle = mul(ratio, _ARC(centred(squared(fixed(ratio)))))
     angle = select(steep, sub(constant(math.pi / 2), angle), angle)
     angle = select(compare("lt", x, ZERO), sub(constant(math.pi), angle), angle)
-    return _odd(y, angle)
+    return signed_as(y, angle)
 
 
 def asin(x: SoftFloat) -> SoftFloat:
