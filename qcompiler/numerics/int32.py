@@ -33,7 +33,19 @@ def mul(a: Any, b: Any) -> jax.Array:
 
 def mulhi(a: Any, b: Any) -> jax.Array:
     """floor(a * b / 2**32)."""
-    return lax.mulhi_p.bind(held(a), held(b))
+    a, b = held(a), held(b)
+    # XLA:CPU of jax 0.10.2 does not compile `mulhi` of a single element ("Unsupported elementwise operation").
+    if np.size(a) == np.size(b) == 1:
+        return _mulhi_of_halves(a, b)
+    return lax.mulhi_p.bind(a, b)
+
+
+def _mulhi_of_halves(a: Any, b: Any) -> jax.Array:
+    """`mulhi` by four products of 16 bits each (Warren, Hacker's Delight, 2nd edition, 8-2)."""
+    a_high, a_low, b_high, b_low = right(a, 16), bit_and(a, 0xFFFF), right(b, 16), bit_and(b, 0xFFFF)
+    upper = add(mul(a_high, b_low), right_logical(mul(a_low, b_low), 16))
+    lower = add(bit_and(upper, 0xFFFF), mul(a_low, b_high))
+    return add(add(mul(a_high, b_high), right(upper, 16)), right(lower, 16))
 
 
 def minimum(a: Any, b: Any) -> jax.Array:
