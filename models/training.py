@@ -1,4 +1,4 @@
-"""A small training loop for classifiers: AdamW on a one-cycle schedule, cross-entropy, one jitted step."""
+"""A small training loop: AdamW on a one-cycle schedule, one jitted step; cross-entropy if no loss is given."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +13,15 @@ from flax import nnx
 from qcompiler.debug.progress import ProgressBar
 from qcompiler.models import cache
 
-Batch = tuple[np.ndarray, np.ndarray]
+#: Inputs, and what the loss compares with: an array or a tuple of arrays.
+Batch = tuple[np.ndarray, Any]
+#: Model, inputs and targets -> the scalar to minimize.
+Loss = Callable[[Any, jax.Array, Any], jax.Array]
+
+
+def cross_entropy(model: nnx.Module, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """The mean, in nats, over labels `int32[...]`; the model's logits are `float32[..., classes]`."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(model(inputs), labels))
 
 
 def train(
@@ -63,23 +71,25 @@ def train_on_batches(
     steps: int,
     learning_rate: float = 3e-3,
     weight_decay: float = 1e-4,
+    loss: Loss = cross_entropy,
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     seed: int = 0,
     label: str = "training",
     checkpoint: Path | None = None,
 ) -> list[float]:
-    """Trains a classifier in place and leaves it in evaluation mode.
+    """Trains a model in place and leaves it in evaluation mode.
 
     On KeyboardInterrupt the exception passes through, and the model holds the weights of the last whole step.
 
     Args:
-      model: maps images to `float32[batch, classes]` logits.
-      batches: epoch -> its `steps` batches: images and `int32` labels, of the same shapes every time.
+      model: what `loss` takes; for cross-entropy it maps inputs to logits.
+      batches: epoch -> its `steps` batches: inputs and targets, of the same shapes every time.
       epochs: how many; what an epoch is matters to progress and checkpoints only.
       steps: of an epoch.
       learning_rate: the peak of the one-cycle schedule.
       weight_decay: decoupled, on arrays of rank 2 and more (neither biases nor norms).
-      augment: `(key, images) -> images` of the same shape and dtype, traced into the step.
+      loss: traced into the step, with the model in training mode.
+      augment: `(key, inputs) -> inputs` of the same shape and dtype, traced into the step.
       seed: of `augment`.
       label: shown before the progress bar.
       checkpoint: a file written after every epoch; where it exists, training goes on from there, to the same result as
@@ -97,18 +107,14 @@ def train_on_batches(
     optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
 
     @nnx.jit
-    def step(model, optimizer, key, images, labels):
+    def step(model, optimizer, key, inputs, targets):
         if augment is not None:
-            images = augment(key, images)
-
-        def loss_of(model):
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(model(images), labels))
-
-        loss, grads = nnx.value_and_grad(loss_of)(model)
+            inputs = augment(key, inputs)
+        value, grads = nnx.value_and_grad(loss)(model, inputs, targets)
         # Adam's bias correction in optax raises a float to an integer power, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             optimizer.update(model, grads)
-        return loss
+        return value
 
     keys = jax.random.split(jax.random.key(seed), epochs * steps)
     both = nnx.Dict(model=model, optimizer=optimizer)
@@ -122,8 +128,8 @@ def train_on_batches(
     try:
         for epoch in range(len(history), epochs):
             losses = [
-                step(model, optimizer, keys[epoch * steps + i], images, labels)
-                for i, (images, labels) in enumerate(batches(epoch))
+                step(model, optimizer, keys[epoch * steps + i], inputs, targets)
+                for i, (inputs, targets) in enumerate(batches(epoch))
             ]
             history.append(float(np.mean(losses)))
             if checkpoint is not None:

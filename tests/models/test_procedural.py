@@ -38,7 +38,7 @@ def test_classes_are_even_and_shapes_differ():
 
     centres = (np.arange(32, dtype=np.float32) + 0.5) / 16 - 1
     y, x = np.meshgrid(centres, centres, indexing="ij")
-    inside = [np.asarray(shape(x, y)) < 0 for shape in procedural._SHAPES]
+    inside = [np.asarray(shape(x, y)) < 0 for shape in procedural.SHAPES]
     for i, one in enumerate(inside):
         assert 0.15 < one.mean() < 0.7, CLASSES[i]
         assert all(np.mean(one != other) > 0.02 for other in inside[:i]), CLASSES[i]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qcompiler.models import MLP, cache, procedural, trained, training
+from qcompiler.models import MLP, cache, procedural, tasks, trained, training
 from qcompiler.models.mobilenet import InvertedResidual
 
 SIZE = 8
@@ -31,7 +31,7 @@ def flat(seed):
 def settings(monkeypatch, tmp_path):
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     monkeypatch.setitem(trained.MODELS, "flat", (flat, ()))
-    monkeypatch.setattr(trained, "_HELD_OUT_IMAGES", 64)
+    monkeypatch.setattr(tasks, "_HELD_OUT_IMAGES", 64)
     return trained.Training("flat", epochs=3, steps=8, batch_size=32, learning_rate=3e-3, size=SIZE)
 
 
@@ -100,5 +100,5 @@ def test_networks_are_given_with_the_convolutions_that_the_compiler_reads(monkey
 
 
 def test_unknown_models_are_refused():
-    with pytest.raises(ValueError, match="model must be one of resnet, mobilenet_v2"):
+    with pytest.raises(ValueError, match="model must be one of resnet, mobilenet_v2, vit, llama, lstm, detector, got"):
         trained.trained("alexnet")
