@@ -1,15 +1,20 @@
 """Reference models in both Flax flavours, and the small tasks they are trained on.
 
-Where a model comes in both flavours, `Linen`/`linen_` marks that of `flax.linen`. EfficientNet and ConvNeXt are
-`flax.nnx`; DenseNet, VGG and U-Net are `flax.linen`.
-Data lives in `qcompiler.models.procedural` and `qcompiler.models.digits`, training in `qcompiler.models.training`, and
-`qcompiler.models.trained` keeps networks trained on the procedural pictures in a cache.
+Where a model comes in both flavours, `Linen`/`linen_` marks that of `flax.linen`. EfficientNet, ConvNeXt, ViT, the
+detector and the recurrent language models are `flax.nnx`; DenseNet, VGG, U-Net and BERT are `flax.linen`; the decoder
+in the style of Llama is plain functions. `qcompiler.models.huggingface` reads published weights of BERT.
+Data lives in `qcompiler.models.procedural`, `scenes`, `text` and `digits`, training in `qcompiler.models.training`;
+`qcompiler.models.tasks` says what is learned, `qcompiler.models.trained` keeps trained networks in a cache.
 """
 
+from qcompiler.models.bert import Bert, BertConfig, SentenceEncoder
 from qcompiler.models.convnext import ConvNeXt
 from qcompiler.models.densenet import DenseNet
+from qcompiler.models.detector import Detector
 from qcompiler.models.efficientnet import EfficientNet
 from qcompiler.models.flavours import linen_variables
+from qcompiler.models.llama import Llama, LlamaConfig
+from qcompiler.models.lstm import RecurrentLM
 from qcompiler.models.mlp import MLP, LinenMLP
 from qcompiler.models.mobilenet import (
     InvertedResidual,
@@ -41,14 +46,18 @@ from qcompiler.models.resnet import (
 from qcompiler.models.statistics import calibrate_batch_norm, calibrate_linen_batch_norm, smooth_images
 from qcompiler.models.unet import UNet
 from qcompiler.models.vgg import VGG, vgg
+from qcompiler.models.vit import ViT
 
 __all__ = [
     "MLP",
     "VGG",
     "BasicBlock",
+    "Bert",
+    "BertConfig",
     "BottleneckBlock",
     "ConvNeXt",
     "DenseNet",
+    "Detector",
     "EfficientNet",
     "InvertedResidual",
     "LinenBasicBlock",
@@ -57,9 +66,14 @@ __all__ = [
     "LinenMLP",
     "LinenMobileNetV2",
     "LinenResNet",
+    "Llama",
+    "LlamaConfig",
     "MobileNetV2",
+    "RecurrentLM",
     "ResNet",
+    "SentenceEncoder",
     "UNet",
+    "ViT",
     "calibrate_batch_norm",
     "calibrate_linen_batch_norm",
     "linen_mobilenet_v2",

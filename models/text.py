@@ -10,7 +10,6 @@ import functools
 import hashlib
 import math
 import sysconfig
-import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,7 +194,10 @@ def _documented(name: str, node: Any, lines: list[str]) -> Function | None:
     head, code = lines[node.lineno - 1 : first.lineno - 1], lines[first.end_lineno : node.end_lineno]
     if not 6 <= len(description.split()) <= 60 or len(code) < 2:
         return None
-    return Function(name, description, textwrap.dedent("\n".join(head + code)))
+    # Not `textwrap.dedent`: strings over several lines may start further left than the code around them.
+    indent = node.col_offset
+    kept = [line[indent:] if line[:indent].isspace() else line for line in head + code]
+    return Function(name, description, "\n".join(kept))
 
 
 def recall_at_1(queries: np.ndarray, documents: np.ndarray) -> float:

@@ -127,7 +127,7 @@ class Training:
 _CHOSEN = {
     # MobileNetV2 is deep and thin: it sees five times the images, in larger batches.
     "mobilenet_v2": Training("mobilenet_v2", epochs=50, batch_size=64, learning_rate=2e-3),
-    "vit": Training("vit", epochs=50, batch_size=64, learning_rate=1e-3, weight_decay=0.05),
+    "vit": Training("vit", epochs=40, learning_rate=1e-3, weight_decay=0.05),
     "llama": Training("llama", epochs=20, batch_size=16, learning_rate=3e-3, weight_decay=0.1, size=128),
     "lstm": Training("lstm", epochs=20, batch_size=32, learning_rate=5e-3, size=128),
     "detector": Training("detector", epochs=40, size=64),
