@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,11 +36,13 @@ def _digest(*parts: str | int) -> int:
 @functools.cache
 def _files(root: Path) -> tuple[tuple[str, bytes], ...]:
     """Path below the root with slashes, and contents, of every source file, in the order of the paths."""
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
-    kept = [name for name in sorted(paths) if not _SKIPPED & set(name.split("/")[:-1])]
-    if not kept:
+    paths: list[Path] = []
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in _SKIPPED]
+        paths += [Path(folder, name) for name in names if name.endswith(".py")]
+    if not paths:
         raise FileNotFoundError(f"{root} holds no sources: this Python came without its standard library's")
-    return tuple((name, paths[name].read_bytes()) for name in kept)
+    return tuple(sorted((path.relative_to(root).as_posix(), path.read_bytes()) for path in paths))
 
 
 def _standard_library() -> tuple[tuple[str, bytes], ...]:
