@@ -1,6 +1,7 @@
 """The standard library as text: the same at every call, split by file; perplexity and recall."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -34,7 +35,11 @@ def test_another_process_sees_the_same():
     """Neither the order of a folder's entries nor the seed of Python's hashes matters."""
     code = "from qcompiler.models import text; print(text.fingerprint(), text.sequences(7, 1, length=8)[0].tolist())"
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "123"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "123"},
     )
     assert found.stdout.split("\n")[0] == f"{text.fingerprint()} {text.sequences(7, 1, length=8)[0].tolist()}"
 
