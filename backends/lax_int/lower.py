@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler import ops
-from qcompiler.backends.lax_int import bounds, rounding, rules, tables, wide
+from qcompiler.backends.lax_int import bounds, isolation, rounding, rules, tables, wide
 from qcompiler.backends.lax_int.context import Context
 from qcompiler.backends.lax_int.values import Int, Known, Real, Term
 from qcompiler.ir import _compat, replay
@@ -44,7 +44,11 @@ def lower(program: Program, io: str = "float") -> Program:
                 return replay.evaluate(eqn.params["body"], values)
             if eqn.primitive is ops.region_p:
                 held = [program.weights.get(weight_of.get(v)) for v in eqn.invars]
-                return lower_region(eqn, values, held, builder.weight)
+                run = lambda values: lower_region(eqn, values, held, builder.weight)
+                if eqn.params["kind"] != "wide":
+                    return run(values)
+                varying = [k for k, array in enumerate(held) if array is None]
+                return isolation.isolated(run, values, varying, [v.aval for v in eqn.outvars])
             if eqn.primitive is ops.requantize_p:
                 return [lower_requantize(program, eqn, values)]
             if eqn.primitive is ops.quantize_p:
