@@ -17,10 +17,12 @@ class Context:
     Attributes:
       region: its id.
       weight: `(name, array) -> traced array`, makes an array a weight.
+      compacted: address of a linear value -> itself, and what `rows.compact` made of it.
     """
 
     region: str
     weight: Callable[[str, np.ndarray], Any]
+    compacted: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
     _taken: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def name(self, suffix: str) -> str:

@@ -62,11 +62,36 @@ def _exp2_of_product(x: SoftFloat, factor: float) -> SoftFloat:
     product = i32.right(product, i32.clip(i32.sub(bits, 30), 0, 31))
     power = i32.right(product, kept)
     fraction = i32.right_logical(i32.left(product, i32.sub(32, kept)), 1)
+    return saturated(_exp2_of_fraction(fraction), i32.sub(power, 29))
+
+
+#: Fractional bits of the argument of `exp2_of_fixed`.
+FIXED_BITS = 23
+
+
+def exp2_of_fixed(x: Any) -> SoftFloat:
+    """2**(x * 2**-23) of any int32: for arguments whose size is known, at half of the cost of `exp2`."""
+    power, fraction = _power_and_fraction(x)
+    return SoftFloat(_exp2_of_fraction(fraction), i32.sub(power, 29))
+
+
+def exp2_to_fixed(x: Any, bits: int) -> Any:
+    """2**(x * 2**-23) of int32 x <= 0, as int32 in units of 2**-bits, 0 < bits <= 29, rounded half up."""
+    power, fraction = _power_and_fraction(x)
+    return i32.right_rounded(_exp2_of_fraction(fraction), i32.minimum(i32.sub(29 - bits, power), 31))
+
+
+def _power_and_fraction(x: Any) -> tuple[Any, Any]:
+    return i32.right(x, FIXED_BITS), i32.left(i32.bit_and(x, (1 << FIXED_BITS) - 1), 31 - FIXED_BITS)
+
+
+def _exp2_of_fraction(fraction: Any) -> Any:
+    """2**f in units of 2**-29, for f in units of 2**-31."""
     # Each product with a fraction of 31 bits takes one bit off the coefficient's.
     total: Any = _EXP2[-1]
     for coefficient in _EXP2[-2::-1]:
         total = i32.add(i32.mulhi(total, fraction), coefficient)
-    return saturated(total, i32.sub(power, 29))
+    return total
 
 
 def _exp2_coefficients() -> list[int]:
