@@ -108,6 +108,13 @@ class Grower:
         members = _wide.members_of(root, self.program, self.constants, self.order, self.epilogues, self.only_inside)
         if not members or (plain is not None and not _wide.is_needed(members, self.constants, self.is_linear)):
             return None
+        if plain is not None and plain.kind == "table":
+            # A function of what general arithmetic makes per element is faster looked up, and its index fine enough.
+            index = next(v for v, role in plain.operands if role == "index")
+            if not _wide.is_statistic(index, members, self.constants) and index in {
+                v for e in members for v in e.outvars
+            }:
+                return None
         roles = {(id(e), k): _wide.role_of(e, k, self.constants) for e in members for k in range(len(e.invars))}
         return self.region("wide", root, members, roles)
 

@@ -95,6 +95,22 @@ def is_needed(members: Sequence[_compat.JaxprEqn], constants: Constants, is_line
     return False
 
 
+def is_statistic(var: Any, members: Sequence[_compat.JaxprEqn], constants: Constants) -> bool:
+    """Whether a value is made of sums and extremes alone: there is one per row, not one per element.
+
+    Args:
+      var: the result of a member, or not.
+      members: see `members_of`.
+      constants: of the program.
+    """
+    statistics: set[Any] = set()
+    for eqn in members:
+        free = [v for v in eqn.invars if isinstance(v, _compat.Var) and v not in constants and classes.is_float(v)]
+        if eqn.primitive.name in classes.STATISTIC or (free and all(v in statistics for v in free)):
+            statistics.update(eqn.outvars)
+    return var in statistics
+
+
 def epilogues_of(program: Program, constants: Constants) -> set[Any]:
     """Values that the region of a dot or conv makes: its product, and what is linear in that and read once.
 
