@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from qcompiler.numerics import int32
 from qcompiler.numerics.types import QuantType
 
 #: Terms of a sum are rescaled to 2**-guard output steps and must stay below 2**TERM_BITS there.
@@ -152,7 +153,7 @@ def rescale(x: Any, m: Multiplier, *, constant: Any = lambda name, value: value)
         x = lax.min_p.bind(lax.max_p.bind(x, held("low_limit", -m.limit)), held("limit", m.limit))
     if np.any(m.left):
         x = lax.shift_left_p.bind(x, shift("left", m.left))
-    product = lax.mulhi_p.bind(x, held("multiplier", m.multiplier))
+    product = int32.mulhi(x, held("multiplier", m.multiplier))
     right = shift("right", m.right)
     if m.right.ndim == 0:
         half = np.int32(1 << (int(m.right) - 1))
