@@ -90,7 +90,8 @@ class Grower:
         if len(root.outvars) != 1:
             return None
         if root.primitive.name in classes.SEARCH or root.primitive.name in classes.VIEW | classes.MERGE:
-            return self.grow_view(root) or self.grow_wide(root, None)
+            reals = any(map(classes.is_float, (*root.invars, *root.outvars)))
+            return self.grow_view(root) or (self.grow_wide(root, None) if reals else None)
         if not classes.is_float(root.outvars[0]):
             reads_reals = any(map(classes.is_float, root.invars))
             compares = root.primitive.name in classes.COMPARE and reads_reals
