@@ -107,7 +107,9 @@ class Grower:
         if root.outvars[0] in self.epilogues:
             return None
         members = _wide.members_of(root, self.program, self.constants, self.order, self.epilogues, self.only_inside)
-        if not members or (plain is not None and not _wide.is_needed(members, self.constants, self.is_linear)):
+        if not members or (
+            plain is not None and not _wide.is_needed(members, self.constants, self.is_linear, self.source, self.widens)
+        ):
             return None
         roles = {(id(e), k): _wide.role_of(e, k, self.constants) for e in members for k in range(len(e.invars))}
         return self.region("wide", root, members, roles)
@@ -116,6 +118,10 @@ class Grower:
         """Whether a linear region without an anchor computes an equation."""
         context = _PREDICATE if eqn.outvars[0].aval.dtype == bool else _TOP
         return self.operands_of(eqn, context, False) is not None
+
+    def widens(self, var: Any) -> bool:
+        source = self.source[var]
+        return _wide.widens(self.cone(self.producer[var], source), source, self.constants)
 
     # Views
 

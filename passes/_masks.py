@@ -60,7 +60,7 @@ def is_mask(value: Any, least: float = MASK) -> bool:
 
 
 def never_masks(program: Program) -> set[Any]:
-    """Variables whose values products or sums read: large ones among them are numbers like others, however they arose."""
+    """Variables whose values products or sums read: large ones among them are numbers like others."""
     found: set[Any] = set()
     for eqn in program.eqns:
         roles = eqn.params["roles"] if eqn.primitive is ops.region_p else ()
