@@ -90,7 +90,8 @@ class Grower:
         if len(root.outvars) != 1:
             return None
         if root.primitive.name in classes.SEARCH or root.primitive.name in classes.VIEW | classes.MERGE:
-            return self.grow_view(root) or self.grow_wide(root, None)
+            reals = any(map(classes.is_float, (*root.invars, *root.outvars)))
+            return self.grow_view(root) or (self.grow_wide(root, None) if reals else None)
         if not classes.is_float(root.outvars[0]):
             reads_reals = any(map(classes.is_float, root.invars))
             compares = root.primitive.name in classes.COMPARE and reads_reals
@@ -106,7 +107,9 @@ class Grower:
         if root.outvars[0] in self.epilogues:
             return None
         members = _wide.members_of(root, self.program, self.constants, self.order, self.epilogues, self.only_inside)
-        if not members or (plain is not None and not _wide.is_needed(members, self.constants, self.is_linear)):
+        if not members or (
+            plain is not None and not _wide.is_needed(members, self.constants, self.is_linear, self.source, self.widens)
+        ):
             return None
         if plain is not None and plain.kind == "table":
             # A function of what general arithmetic makes per element is faster looked up, and its index fine enough.
@@ -122,6 +125,10 @@ class Grower:
         """Whether a linear region without an anchor computes an equation."""
         context = _PREDICATE if eqn.outvars[0].aval.dtype == bool else _TOP
         return self.operands_of(eqn, context, False) is not None
+
+    def widens(self, var: Any) -> bool:
+        source = self.source[var]
+        return _wide.widens(self.cone(self.producer[var], source), source, self.constants)
 
     # Views
 

@@ -17,6 +17,8 @@ from qcompiler.ir.program import Program
 
 #: A number so large stands for infinity.
 MASK = 1e8
+#: Numbers between this and a mask say that all of them are numbers.
+_GAP = MASK / 100
 #: A constant from which on a sum or selection is taken to mask scores, some of which are masked with -1e4.
 MASKS_SCORES = 9e3
 _KEEPS_MASKS = frozenset("add sub mul select_n concatenate pad neg convert_element_type".split()) | classes.VIEW
@@ -57,11 +59,28 @@ def is_mask(value: Any, least: float = MASK) -> bool:
     return value is not None and value.size > 0 and bool(np.max(np.abs(value.astype(np.float64))) >= least)
 
 
+def never_masks(program: Program) -> set[Any]:
+    """Variables whose values products or sums read: large ones among them are numbers like others."""
+    found: set[Any] = set()
+    for eqn in program.eqns:
+        roles = eqn.params["roles"] if eqn.primitive is ops.region_p else ()
+        todo = [v for v, role in zip(eqn.invars, roles, strict=False) if role in ("activation", "reduced")]
+        while todo:
+            var = todo.pop()
+            if not isinstance(var, _compat.Var) or var in found:
+                continue
+            found.add(var)
+            made = program.producer.get(var)
+            if made is not None and (made.primitive is ops.observe_p or made.params.get("kind") in ("view", "concat")):
+                todo += made.invars
+    return found
+
+
 def brought_near(array: np.ndarray, above: bool = True) -> np.ndarray:
     """An array whose masks are only as large as they must be, for the range that it is stored in.
 
     Beside other numbers a mask must still make the exponential of a score vanish, so it is brought to `_BELOW` beyond
-    four times the largest of them; alone, to `_ALONE`.
+    four times the largest of them; alone, to `_ALONE`. Where others are beyond `_GAP`, there are no masks.
 
     Args:
       array: real, NaN allowed.
@@ -70,6 +89,8 @@ def brought_near(array: np.ndarray, above: bool = True) -> np.ndarray:
     below, over = array <= -MASK, (array >= MASK) & above
     rest = np.abs(array[~(below | over)])
     largest = np.max(rest, initial=0, where=np.isfinite(rest))
+    if largest > _GAP:
+        return array
     near = array.dtype.type(_BELOW + 4 * largest if largest else _ALONE)
     return np.where(below, -near, np.where(over, near, array))
 

@@ -9,8 +9,11 @@ What a product leaves in its epilogue stays there and is stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import jax
+import numpy as np
 
 from qcompiler.ir import _compat, classes
 from qcompiler.ir.constants import Constants
@@ -71,27 +74,39 @@ def role_of(eqn: _compat.JaxprEqn, k: int, constants: Constants) -> str:
     return "term" if classes.is_float(atom) else "integer"
 
 
-def is_needed(members: Sequence[_compat.JaxprEqn], constants: Constants, is_linear: Callable[[Any], bool]) -> bool:
-    """Whether other kinds of region would store a statistic on the way: one that meets other values, or is curved.
+def is_needed(
+    members: Sequence[_compat.JaxprEqn],
+    constants: Constants,
+    is_linear: Callable[[Any], bool],
+    source: Mapping[Any, Any],
+    widens: Callable[[Any], bool],
+) -> bool:
+    """Whether other kinds of region would store a statistic on the way that meets other values, or what widens ranges.
 
     Args:
       members: see `members_of`.
       constants: of the program.
       is_linear: whether a linear region computes an equation.
+      source: value -> the one value that it is a function of, by numbers alone, if it is.
+      widens: whether such a value may spread over more binades than that, as squares do.
     """
     statistics: set[Any] = set()
-    curved: set[Any] = set()
+    spread: set[Any] = set()
     for eqn in members:
         name, out = eqn.primitive.name, eqn.outvars[0]
         free = {v for v in eqn.invars if isinstance(v, _compat.Var) and v not in constants and classes.is_float(v)}
         if len(free) > 1 and free & statistics and name not in classes.MERGE:
             return True
-        if name in classes.ADDING and free & curved:
+        if name in classes.ADDING and free & spread:
             return True
         if name in classes.STATISTIC or free & statistics:
             statistics.add(out)
-        if free & curved or (name in classes.ELEMENTWISE and free and not is_linear(eqn)):
-            curved.add(out)
+        if out in source:
+            wider = source[out] in spread or widens(out)
+        else:
+            wider = bool(free & spread) or (name in classes.ELEMENTWISE and bool(free) and not is_linear(eqn))
+        if wider:
+            spread.add(out)
     return False
 
 
@@ -109,6 +124,35 @@ def is_statistic(var: Any, members: Sequence[_compat.JaxprEqn], constants: Const
         if eqn.primitive.name in classes.STATISTIC or (free and all(v in statistics for v in free)):
             statistics.update(eqn.outvars)
     return var in statistics
+
+
+def widens(cone: Sequence[_compat.JaxprEqn], source: Any, constants: Constants) -> bool:
+    """Whether a function of one value may spread it over more binades: squares and exponentials do, activations do not.
+
+    It is looked at far out and close to zero, where it grows as a power of the value. NaN is beside its domain.
+
+    Args:
+      cone: its equations, in order, elementwise and with numbers alone as constants; the last makes its result.
+      source: the variable it is a function of.
+      constants: of the program.
+    """
+    points = np.array([_FAR / 2, _FAR, 1 / _FAR, 0.5 / _FAR])
+    env: dict[Any, Any] = {source: np.stack([points, -points]).astype(source.aval.dtype)}
+
+    def read(atom: Any) -> Any:
+        known = constants.uniform(atom) if atom in constants else None
+        return env[atom] if known is None else np.full(env[source].shape, known, atom.aval.dtype)
+
+    with jax.ensure_compile_time_eval():
+        for eqn in cone:
+            env[eqn.outvars[0]] = _compat.bind(eqn, [read(v) for v in eqn.invars])[0]
+    found = np.abs(np.asarray(env[cone[-1].outvars[0]]).astype(np.float64))
+    half, far, near, nearer = np.max(np.where(np.isnan(found), 0, found), axis=0)
+    return bool(np.isinf(far) or far > _FASTER * 2 * half or nearer > _FASTER * near)
+
+
+#: Where a function shows how it grows, beyond all that activations do around zero; and by how much more a power grows.
+_FAR, _FASTER = 2.0**12, 2.0**0.25
 
 
 def epilogues_of(program: Program, constants: Constants) -> set[Any]:

@@ -115,8 +115,10 @@ class Collector:
         self._input_types = dict(input_types or {})
         self._estimator_for = estimator_for
         self._where = places(program)
+        numbers = _masks.never_masks(program)
         masked = _masks.masked_values(program, Constants(program), _masks.MASK)
-        self._masked = {program.ids[v] for v in masked}
+        self._masked = {program.ids[v] for v in masked - numbers}
+        self._may_mask = self._masked | {program.ids[v] for v in program.input_vars if v not in numbers}
         self._inputs = [f"input:{n}" for n in program.signature.input_names]
         self._histograms: dict[str, Histogram] = {}
         self._batches = 0
@@ -163,13 +165,18 @@ class Collector:
 
     def _update(self, key: str, array: Any) -> None:
         array = np.asarray(array).astype(np.float32, copy=False)
-        if array.size and (key in self._masked or key in self._inputs):
+        if array.size and key in self._may_mask:
             # Of inputs, masks that are added to scores; a large positive one is a mistake.
             array = _masks.brought_near(array, above=key in self._masked)
         try:
             self._histograms.setdefault(key, Histogram()).update(array)
         except ValueError as error:
             bad = "NaN" if np.isnan(array).any() else "infinity"
+            if key in self._inputs:
+                name = key.removeprefix("input:")
+                raise CalibrationError(
+                    f"calibration batch {self._batches}: input {name} holds {bad}; remove such samples"
+                ) from error
             raise CalibrationError(
                 f"calibration batch {self._batches} gives {bad} in {key} ({self._where.get(key, 'unknown place')}): "
                 "remove such samples, or mend the layer that makes them"

@@ -101,7 +101,10 @@ def _describe_tree(tree: Any) -> str:
 
 
 def check_data(flat: Sequence[Any], program: Program, number: int) -> None:
-    """Raises `CalibrationError` if an input of calibration batch `number` holds NaN or infinity, or is no array."""
+    """Raises `CalibrationError` if an input of calibration batch `number` holds NaN or infinity, or is no array.
+
+    Negative infinity may be a mask; the passes that know what reads an input refuse it where it is none.
+    """
     for name, leaf in zip(program.signature.input_names, flat, strict=True):
         if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
             raise CalibrationError(
@@ -111,8 +114,11 @@ def check_data(flat: Sequence[Any], program: Program, number: int) -> None:
         if jax.dtypes.issubdtype(tracing.abstract(leaf).dtype, jax.dtypes.prng_key):
             continue
         array = np.asarray(leaf)
-        if jax.dtypes.issubdtype(array.dtype, np.floating) and not np.isfinite(array.astype(np.float32)).all():
-            bad = "NaN" if np.isnan(array.astype(np.float32)).any() else "infinity"
+        if not jax.dtypes.issubdtype(array.dtype, np.floating):
+            continue
+        array = array.astype(np.float32)
+        if np.isnan(array).any() or np.isposinf(array).any():
+            bad = "NaN" if np.isnan(array).any() else "infinity"
             raise CalibrationError(f"calibration batch {number}: input {name} holds {bad}; remove such samples")
 
 

@@ -6,7 +6,7 @@ result lies next to the middle of two codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,18 +16,22 @@ import numpy as np
 from qcompiler.ir import _compat, classes
 
 
-def wide(body: Any, operands: Sequence[Any]) -> list[np.ndarray]:
+def wide(
+    body: Any, operands: Sequence[Any], disturb: Callable[[Any, np.ndarray], np.ndarray] | None = None
+) -> list[np.ndarray]:
     """The results of a body, its codes from floor(x / scale + 1/2).
 
     Args:
       body: open jaxpr of a fused region.
       operands: one array per operand.
+      disturb: `(equation, its real result) -> what to go on with`.
     """
     env: dict[Any, Any] = dict(zip(body.invars, map(np.asarray, operands), strict=True))
     with jax.enable_x64(True):
         for eqn in body.eqns:
             values = [np.asarray(v.val, v.aval.dtype) if isinstance(v, _compat.Literal) else env[v] for v in eqn.invars]
-            env[eqn.outvars[0]] = np.asarray(_apply(eqn, values))
+            result = np.asarray(_apply(eqn, values))
+            env[eqn.outvars[0]] = disturb(eqn, result) if disturb and classes.is_float(eqn.outvars[0]) else result
         return [np.asarray(env[v]) for v in body.outvars]
 
 
