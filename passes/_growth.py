@@ -111,12 +111,11 @@ class Grower:
             plain is not None and not _wide.is_needed(members, self.constants, self.is_linear, self.source, self.widens)
         ):
             return None
-        if plain is not None and plain.kind == "table":
-            # A function of what general arithmetic makes per element is faster looked up, and its index fine enough.
-            index = next(v for v, role in plain.operands if role == "index")
-            if not _wide.is_statistic(index, members, self.constants) and index in {
-                v for e in members for v in e.outvars
-            }:
+        if plain is not None and plain.kind == "table" and not self.widens(root.outvars[0]):
+            # An activation of what general arithmetic makes per element is faster looked up, its index fine enough.
+            (index,) = (v for v, role in plain.operands if role == "index")
+            made = any(index in e.outvars for e in members)
+            if made and not _wide.is_statistic(index, members, self.constants):
                 return None
         roles = {(id(e), k): _wide.role_of(e, k, self.constants) for e in members for k in range(len(e.invars))}
         return self.region("wide", root, members, roles)
