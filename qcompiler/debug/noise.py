@@ -22,7 +22,7 @@ _OF_FUNCTIONS = 2.0**-21
 _OF_SOFT_FLOATS = 2.0**-28
 _OF_SOFT_FUNCTIONS = 2.0**-24
 _FUNCTIONS = classes.ELEMENTWISE - classes.AFFINE - classes.CLAMP - classes.IDENTITY - {"select_n", "abs", "sign"}
-_RUNS = 4
+_RUNS = 16
 
 
 def simulation_noise(eqn: _compat.JaxprEqn, operands: Sequence[Any], seed: int = 0) -> list[np.ndarray]:
