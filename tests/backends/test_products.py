@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
+import qcompiler as qc
 from qcompiler.backends.lax_int import depthwise, products, windows
 from qcompiler.ir import _compat
 
@@ -359,3 +361,9 @@ def test_window_sum(options, dtype):
 def test_a_wide_window_takes_few_additions():
     fun = lambda x: windows.window_sum(x, (1, 100, 1), (1, 1, 1), ((0, 0), (99, 0), (0, 0)))
     assert census(equations(fun, np.zeros((1, 200, 8), np.int32)))["add"] <= 2 * 7
+
+
+def test_average_pooling_is_lowered_so():
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    qmodel = qc.quantize(lambda x: nn.avg_pool(x, (3, 3), (2, 2), "SAME"), [x], strict=True)
+    assert not [e for e in qmodel.program.eqns if e.primitive.name.startswith("reduce_window")]
