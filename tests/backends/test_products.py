@@ -365,5 +365,5 @@ def test_a_wide_window_takes_few_additions():
 
 def test_average_pooling_is_lowered_so():
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    qmodel = qc.quantize(lambda x: nn.avg_pool(x, (3, 3), (2, 2), "SAME"), [x], strict=True)
+    qmodel = qc.quantize(lambda x: nn.avg_pool(x, (3, 3), (2, 2)), [x], strict=True)
     assert not [e for e in qmodel.program.eqns if e.primitive.name.startswith("reduce_window")]
