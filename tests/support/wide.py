@@ -9,7 +9,7 @@ import numpy as np
 from qcompiler import ops
 from qcompiler.backends.lax_int.lower import lower_region
 from qcompiler.debug import reference
-from qcompiler.ir import _compat
+from qcompiler.ir import _compat, classes, replay, tracing
 from qcompiler.numerics.types import QuantType
 
 INT16 = QuantType(16, symmetric=True)
@@ -87,14 +87,17 @@ def region_of(fun, *operands, scale=None) -> WideRegion:
         flat += parts
         held += known
     shapes = [jax.ShapeDtypeStruct(np.shape(x.array if isinstance(x, Codes) else x), _dtype(x)) for x in operands]
-    out = jax.eval_shape(fun, *shapes)
-    is_real = np.issubdtype(out.dtype, np.floating)
+    program = tracing.trace(lambda weights, *args: fun(*args), {}, tuple(shapes))
+    weights = [np.asarray(w) for w in program.weights.values()]
+    flat[:0], held[:0] = weights, weights
+    reads = [lambda args, read=read: read(args[len(weights) :]) for read in reads]
+    is_real = classes.is_float(program.outvars[0])
     if is_real:
         flat += [np.float32(scale or _scale_of(fun, operands)), np.int32(0)]
         held += flat[-2:]
 
     def body(*args):
-        result = fun(*(read(args) for read in reads))
+        (result,) = replay.evaluate(program.jaxpr, [*args[: len(weights)], *(read(args) for read in reads)])
         return [ops.quantize(result, *args[-2:], INT16) if is_real else result]
 
     roles = ("term",) * len(flat)
