@@ -52,15 +52,15 @@ def partition(program: Program) -> Program:
                 for v, x in ((v, values_of.get(v)) for v, _ in region.operands)
             ]
             name = ids[(region.anchor or region.root).outvars[0]]
-            results = ops.region(
+            (result,) = ops.region(
                 lambda *args: _run_body(region, args),
                 *operands,
                 id=name,
                 kind=region.kind,
                 roles=tuple(role for _, role in region.operands),
             )
-            values_of[eqn.outvars[0]] = results[0]
-            return results
+            values_of[region.result or eqn.outvars[0]] = result
+            return [values_of.get(v) for v in eqn.outvars]
         if id(eqn) in inside:
             return [None] * len(eqn.outvars)
         if eqn.outvars[0] in constants and any(x is None for x in values):
@@ -112,7 +112,7 @@ def _run_body(region: Region, args: Sequence[Any]) -> list[Any]:
         values = [value(eqn, k, v) for k, v in enumerate(eqn.invars)]
         with _compat.source_context(eqn.source_info.traceback, eqn.source_info.name_stack, eqn.ctx):
             env.update(zip(eqn.outvars, _compat.bind(eqn, values), strict=True))
-    return [env[region.root.outvars[0]]]
+    return [env[region.result or region.root.outvars[0]]]
 
 
 class _Planner:

@@ -29,18 +29,22 @@ LOGIC = frozenset("and or not xor".split())
 #: are indices.
 VIEW = frozenset(
     "reshape transpose squeeze expand_dims broadcast_in_dim slice rev copy reduce_max reduce_min reduce_window_max"
-    " reduce_window_min cummax cummin gather dynamic_slice".split()
+    " reduce_window_min cummax cummin gather dynamic_slice sort".split()
 )
+#: Elements of operand 0 and of updates (the last operand but indices), which stand at places that indices say.
+PLACE = frozenset("dynamic_update_slice scatter scatter-max scatter-min".split())
 #: The result's elements are elements of several operands.
-MERGE = frozenset("concatenate pad".split())
+MERGE = PLACE | frozenset("concatenate pad".split())
 #: Where in its operand a result is found: integers from the order of reals alone.
 SEARCH = frozenset("argmax argmin".split())
+#: The same of many elements: the places are result 1, and result 0, the elements there, is not read.
+ORDER = frozenset("sort top_k".split())
 #: One number of many, and sums on the way to it: the statistics of rows.
 ADDING = frozenset("reduce_sum cumsum cumlogsumexp".split())
 STATISTIC = ADDING | frozenset("reduce_max reduce_min reduce_prod cumprod cummax cummin argmax argmin".split())
 #: What regions of general arithmetic compute.
-WIDE = (ELEMENTWISE | VIEW | MERGE | SEARCH | STATISTIC | frozenset("reduce_and reduce_or".split())) - frozenset(
-    "nextafter lgamma digamma polynomial reduce_window_max reduce_window_min tan".split()
+WIDE = (ELEMENTWISE | VIEW | MERGE | SEARCH | STATISTIC | frozenset("reduce_and reduce_or".split())) - PLACE - frozenset(
+    "nextafter lgamma digamma polynomial reduce_window_max reduce_window_min tan sort".split()
 )
 #: Contracting products, whose cost is counted in multiply-adds.
 PRODUCT = frozenset("dot_general conv_general_dilated".split())
