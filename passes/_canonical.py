@@ -153,6 +153,22 @@ def _patches(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants)
     return [lax.transpose(out, tuple(map(int, back)))]
 
 
+def _conv(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """Groups of the batch as groups of features; patches as slices."""
+    params, numbers, count = eqn.params, eqn.params["dimension_numbers"], eqn.params["batch_group_count"]
+    if count == 1:
+        return _patches(eqn, values, constants)
+    image, (batch, channel) = values[0], numbers.lhs_spec[:2]
+    shape = image.shape
+    apart = lax.reshape(image, (*shape[:batch], count, shape[batch] // count, *shape[batch + 1 :]))
+    at = channel + (channel > batch)
+    order = [d for d in range(apart.ndim) if d != batch]
+    order.insert(order.index(at), batch)
+    sizes = [n // count if d == batch else n * count if d == channel else n for d, n in enumerate(shape)]
+    image = lax.reshape(lax.transpose(apart, order), sizes)
+    return [eqn.primitive.bind(image, values[1], **{**params, "batch_group_count": 1, "feature_group_count": count})]
+
+
 #: A kernel with more elements is no selection of patches that anyone writes, and not worth computing to see.
 _MOST_PICKED = 1 << 20
 
@@ -225,6 +241,11 @@ def _select(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) 
     which = constants.uniform(eqn.invars[0])
     case = None if which is None else values[1 + int(which)]
     return None if case is None or isinstance(case, np.generic) else [case]
+
+
+def _in_total_order(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any]:
+    """Comparisons that also order NaN and the two zeros, neither of which integers have."""
+    return [{"lt_to": lax.lt, "le_to": lax.le}[eqn.primitive.name](*values)]
 
 
 def _reduce(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
@@ -308,8 +329,10 @@ _FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {
     "top_k": _top_k,
     "approx_top_k": _approx_top_k,
     "select_n": _select,
+    "lt_to": _in_total_order,
+    "le_to": _in_total_order,
     "reduce": _reduce,
     "reduce_window": _reduce_window,
     "gather": _gather,
-    "conv_general_dilated": _patches,
+    "conv_general_dilated": _conv,
 }

@@ -235,6 +235,12 @@ def _add_at_places(eqn: Any, values: list[Any]) -> Ints:
     return fits(eqn, Ints(found, np.int64(min(low, 0) * most), np.int64(max(high, 0) * most)))
 
 
+def _iota(eqn: Any, values: list[Any]) -> np.ndarray:
+    shape, dimension = eqn.params["shape"], eqn.params["dimension"]
+    along = [-1 if d == dimension else 1 for d in range(len(shape))]
+    return np.broadcast_to(np.arange(shape[dimension], dtype=eqn.params["dtype"]).reshape(along), shape)
+
+
 def _order(eqn: Any, values: list[Any]) -> list[Ints]:
     """In order: ascending of `sort`, the largest of `top_k`; among equals the first is first."""
     x, params = values[0], eqn.params
@@ -284,6 +290,7 @@ _RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
     "cumsum": _sum_of_windows,
     "argmax": _search,
     "argmin": _search,
+    "iota": _iota,
     "sort": _order,
     "top_k": _order,
     **dict.fromkeys(("dynamic_update_slice", "scatter", "scatter-max", "scatter-min"), _place),
