@@ -49,7 +49,7 @@ def _form(eqn: _compat.JaxprEqn, constants: Constants) -> Any:
         return _branch if eqn.invars[0] in constants else None
     if eqn.primitive.name != "scan":
         return None
-    carries, consts, length = (eqn.params[name] for name in ("num_carry", "num_consts", "length"))
+    (consts, carries), length = _compat.scan_counts(eqn), eqn.params["length"]
     if not length:
         return None
     if not carries:
@@ -70,8 +70,8 @@ def _branch(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) 
 def _steps(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any]:
     """One body per step."""
     params = eqn.params
-    ends = params["num_consts"], params["num_consts"] + params["num_carry"]
-    held, carry, stacked = values[: ends[0]], list(values[ends[0] : ends[1]]), values[ends[1] :]
+    consts, carries = _compat.scan_counts(eqn)
+    held, carry, stacked = values[:consts], list(values[consts : consts + carries]), values[consts + carries :]
     length = params["length"]
     rows: list[list[Any] | None] = [None] * length
     for k in reversed(range(length)) if params["reverse"] else range(length):
@@ -85,7 +85,7 @@ def _steps(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -
 
 def _batch(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any]:
     """The body at all steps at once: none depends on another."""
-    count = eqn.params["num_consts"]
+    count, _ = _compat.scan_counts(eqn)
     axes = tuple(None if k < count else 0 for k in range(len(values)))
     body = lambda *args: _run(eqn.params["jaxpr"], args)
     return jax.vmap(body, in_axes=axes, out_axes=0)(*values)
@@ -95,7 +95,7 @@ def _run(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
     """The results of a body, the calls in it dissolved."""
 
     def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> list[Any] | None:
-        called = _compat.CALL_JAXPR_PARAM.get(eqn.primitive)
-        return None if called is None else replay.evaluate(eqn.params[called], values, rule)
+        called = _compat.called_jaxpr(eqn)
+        return None if called is None else replay.evaluate(called, values, rule)
 
     return replay.evaluate(jaxpr, args, rule)

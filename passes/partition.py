@@ -152,10 +152,6 @@ class _Planner:
         if not any(map(classes.is_float, eqn.outvars)):
             return "computes no real number from one"
         name = eqn.primitive.name
-        if name == "div" and all(v not in self.constants for v in eqn.invars):
-            return "quotient of two activations has no integer rule yet"
-        if name == "gather":
-            return "a gather of reals that may read out of bounds has no integer rule yet"
         if name == "conv_general_dilated":
-            return "convolution of a constant, or one that is reversed, has no integer rule yet"
-        return "primitive has no integer rule yet"
+            return "convolution of a constant has no integer rule yet"
+        return classes.FLOAT_ONLY.get(name, "primitive has no integer rule yet")

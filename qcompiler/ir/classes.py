@@ -48,6 +48,25 @@ WIDE = (ELEMENTWISE | VIEW | MERGE | SEARCH | STATISTIC | frozenset("reduce_and 
 )
 #: Contracting products, whose cost is counted in multiply-adds.
 PRODUCT = frozenset("dot_general conv_general_dilated".split())
+#: What stays float, and why.
+FLOAT_ONLY = {
+    "while": "a loop whose number of steps is not known beforehand",
+    "scan": "a loop of more than 8 steps (of 128 over stacked weights) is not unrolled, and has no integer rule yet",
+    "cond": "a branch that inputs choose has no integer rule yet",
+    "bitcast_convert_type": "bits that are read as a real number, as random reals are made, have no scale",
+    "scatter-mul": "products at places that inputs choose have no integer rule yet",
+    "reduce": "a reduction by a function of one's own has no integer rule",
+    "ragged_dot_general": "a product whose groups inputs choose has no integer rule yet",
+    **dict.fromkeys(
+        "igamma igammac random_gamma_grad bessel_i0e bessel_i1e regularized_incomplete_beta zeta polygamma".split(),
+        "primitive has no integer rule: a special function of several values",
+    ),
+    **dict.fromkeys(
+        "cholesky eig eigh lu qr svd triangular_solve tridiagonal_solve schur hessenberg householder_product".split(),
+        "a solver, whose intermediate values have no range known beforehand",
+    ),
+    "fft": "complex numbers have no integer rule",
+}
 
 
 def is_float_cast(eqn: Any) -> bool:
