@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from qcompiler.ir import _compat
+from qcompiler.ir import _compat, classes, replay
 from qcompiler.ir.constants import Constants
 
 
@@ -153,8 +153,149 @@ def _patches(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants)
     return [lax.transpose(out, tuple(map(int, back)))]
 
 
+def _conv(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """Groups of the batch as groups of features; patches as slices."""
+    params, numbers, count = eqn.params, eqn.params["dimension_numbers"], eqn.params["batch_group_count"]
+    if count == 1:
+        return _patches(eqn, values, constants)
+    image, (batch, channel) = values[0], numbers.lhs_spec[:2]
+    shape = image.shape
+    apart = lax.reshape(image, (*shape[:batch], count, shape[batch] // count, *shape[batch + 1 :]))
+    at = channel + (channel > batch)
+    order = [d for d in range(apart.ndim) if d != batch]
+    order.insert(order.index(at), batch)
+    sizes = [n // count if d == batch else n * count if d == channel else n for d, n in enumerate(shape)]
+    image = lax.reshape(lax.transpose(apart, order), sizes)
+    return [eqn.primitive.bind(image, values[1], **{**params, "batch_group_count": 1, "feature_group_count": count})]
+
+
 #: A kernel with more elements is no selection of patches that anyone writes, and not worth computing to see.
 _MOST_PICKED = 1 << 20
+
+
+def _sum_at_places(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """A scatter-add as a sum with one onto zeros, which is linear in the updates alone."""
+    box = _scatter(eqn, values, constants)
+    if box is not None or constants.uniform(eqn.invars[0]) == 0 or not classes.is_float(eqn.outvars[0]):
+        return box
+    zeros = lax.broadcast(np.zeros((), eqn.outvars[0].aval.dtype)[()], eqn.outvars[0].aval.shape)
+    return [lax.add(values[0], eqn.primitive.bind(zeros, *values[1:], **eqn.params))]
+
+
+def _sort(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """Several operands as the order of the keys, one stable sort for each from the last on, and gathers in that order."""
+    axis = eqn.params["dimension"]
+    if len(values) == 1 or not any(map(classes.is_float, eqn.invars)):
+        return None
+    shape = eqn.outvars[0].aval.shape
+    places, order = lax.broadcasted_iota(np.int32, shape, axis), None
+    for key in reversed(values[: eqn.params["num_keys"]]):
+        ordered = key if order is None else _along(key, order, axis)
+        _, found = lax.sort((ordered, places), dimension=axis, is_stable=True, num_keys=1)
+        order = found if order is None else _along(order, found, axis)
+    counts = np.broadcast_to(np.arange(shape[axis]).reshape([-1 if d == axis else 1 for d in range(len(shape))]), shape)
+
+    def ordered(v: Any, value: Any) -> Any:
+        is_places = classes.is_integer(v) and v in constants and np.array_equal(constants.value(v), counts)
+        return lax.convert_element_type(order, v.aval.dtype) if is_places else _along(value, order, axis)
+
+    return [ordered(v, value) for v, value in zip(eqn.invars, values, strict=True)]
+
+
+def _top_k(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """The places alone, and what stands there."""
+    if not classes.is_float(eqn.invars[0]):
+        return None
+    _, places = eqn.primitive.bind(*values, **eqn.params)
+    return [_along(values[0], places, eqn.params.get("axis", values[0].ndim - 1)), places]
+
+
+def _approx_top_k(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """The exact ones: they are at least as good."""
+    params, axis = eqn.params, eqn.params["reduction_dimension"] % eqn.invars[0].aval.ndim
+    if not params["aggregate_to_topk"] or not classes.is_float(eqn.invars[0]):
+        return None
+    x = values[0] if params["is_max_k"] else lax.neg(values[0])
+    last = [*(d for d in range(x.ndim) if d != axis), axis]
+    _, places = lax.top_k(lax.transpose(x, last), params["k"])
+    places = lax.transpose(places, [int(d) for d in np.argsort(last)])
+    return [_along(values[0], places, axis), places]
+
+
+def _along(x: Any, places: Any, axis: int) -> Any:
+    """Elements of `x` along a dimension, from places inside of it, one per element of the result."""
+    others = tuple(d for d in range(x.ndim) if d != axis)
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=(),
+        collapsed_slice_dims=(axis,),
+        start_index_map=(axis,),
+        operand_batching_dims=others,
+        start_indices_batching_dims=others,
+    )
+    starts = lax.expand_dims(places, (places.ndim,))
+    return lax.gather(x, starts, numbers, (1,) * x.ndim, mode=lax.GatherScatterMode.CLIP)
+
+
+def _select(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """The case that is known to be chosen everywhere."""
+    which = constants.uniform(eqn.invars[0])
+    case = None if which is None else values[1 + int(which)]
+    return None if case is None or isinstance(case, np.generic) else [case]
+
+
+def _in_total_order(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any]:
+    """Comparisons that also order NaN and the two zeros, neither of which integers have."""
+    return [{"lt_to": lax.lt, "le_to": lax.le}[eqn.primitive.name](*values)]
+
+
+def _reduce(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """A reduction by one known function, as the primitive of that function."""
+    function = _function_of(eqn)
+    known = len(values) == 2 and function in _REDUCTIONS and constants.uniform(eqn.invars[1]) is not None
+    if not known:
+        return None
+    reduce, combine = _REDUCTIONS[function]
+    return [combine(reduce(values[0], tuple(eqn.params["dimensions"])), values[1])]
+
+
+def _reduce_window(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """A reduction over windows by any function, as that function of strided slices."""
+    params = eqn.params
+    if len(values) != 2 or math.prod(params["window_dimensions"]) > _MOST_SLICES:
+        return None
+    (x, start), body = values, params["jaxpr"]
+    edges = zip(params["padding"], params["base_dilation"], strict=True)
+    x = lax.pad(x, start, [(int(low), int(high), int(d) - 1) for (low, high), d in edges])
+    strides, shape = params["window_strides"], eqn.outvars[0].aval.shape
+    out = lax.broadcast(start, shape)
+    for at in np.ndindex(*params["window_dimensions"]):
+        first = [a * d for a, d in zip(at, params["window_dilation"], strict=True)]
+        limit = [a + (n - 1) * s + 1 for a, n, s in zip(first, shape, strides, strict=True)]
+        part = lax.slice(x, first, limit, strides)
+        (out,) = replay.evaluate(body, (out, part))
+    return [out]
+
+
+def _function_of(eqn: _compat.JaxprEqn) -> str | None:
+    """The primitive that alone a reduction's function binds, or None."""
+    body = _compat.open_jaxpr(eqn.params["jaxpr"])
+    if len(body.eqns) != 1 or body.eqns[0].outvars != body.outvars or set(body.eqns[0].invars) != set(body.invars):
+        return None
+    return body.eqns[0].primitive.name
+
+
+#: Windows with more elements are no reduction that anyone writes as one.
+_MOST_SLICES = 64
+
+#: Primitive -> its reduction along dimensions, and itself.
+_REDUCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "add": (lax.reduce_sum, lax.add),
+    "mul": (lax.reduce_prod, lax.mul),
+    "max": (lax.reduce_max, lax.max),
+    "min": (lax.reduce_min, lax.min),
+    "and": (lax.reduce_and, lax.bitwise_and),
+    "or": (lax.reduce_or, lax.bitwise_or),
+}
 
 
 def _gather(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
@@ -183,7 +324,15 @@ _FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "scatter": _scatter,
-    "scatter-add": _scatter,
+    "scatter-add": _sum_at_places,
+    "sort": _sort,
+    "top_k": _top_k,
+    "approx_top_k": _approx_top_k,
+    "select_n": _select,
+    "lt_to": _in_total_order,
+    "le_to": _in_total_order,
+    "reduce": _reduce,
+    "reduce_window": _reduce_window,
     "gather": _gather,
-    "conv_general_dilated": _patches,
+    "conv_general_dilated": _conv,
 }

@@ -1,7 +1,7 @@
 """Sums of the codes of one operand over what a product contracts, laid out against the product's result.
 
 dot [m, k] [k, n]        -> [m, 1]               sums of rows
-conv NHWC, HWIO          -> [n, h', w', 1]       sums of windows
+conv NHWC, HWIO          -> [n, h', w', 1]       sums of windows; of a kernel [o]
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def contracted_sums(anchor: _compat.JaxprEqn, codes: Any, k: int) -> Any:
       codes: the operand's integers; a conv's image (`k` = 0) already padded and dilated.
       k: which operand.
     """
-    return _rows(anchor, codes, k) if anchor.primitive.name == "dot_general" else _windows(anchor, codes)
+    if anchor.primitive.name == "dot_general":
+        return _rows(anchor, codes, k)
+    return _windows(anchor, codes) if k == 0 else _kernels(anchor, codes)
 
 
 def _rows(anchor: _compat.JaxprEqn, codes: Any, k: int) -> Any:
@@ -36,6 +38,12 @@ def _rows(anchor: _compat.JaxprEqn, codes: Any, k: int) -> Any:
     ones = (1,) * (anchor.outvars[0].aval.ndim - sums.ndim)
     before, after = ((), ones) if k == 0 else (ones, ())
     return sums.reshape(sums.shape[: len(batch)] + before + sums.shape[len(batch) :] + after)
+
+
+def _kernels(anchor: _compat.JaxprEqn, codes: Any) -> Any:
+    numbers = anchor.params["dimension_numbers"]
+    sums = jnp.sum(codes, axis=numbers.rhs_spec[1:], dtype=jnp.int32)
+    return sums.reshape([-1 if d == numbers.out_spec[1] else 1 for d in range(codes.ndim)])
 
 
 def _windows(anchor: _compat.JaxprEqn, codes: Any) -> Any:

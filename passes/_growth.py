@@ -11,7 +11,7 @@ import numpy as np
 from qcompiler.ir import _compat, classes, contraction
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
-from qcompiler.passes import _affine, _masks, _wide
+from qcompiler.passes import _affine, _masks, _regions, _wide
 
 KIND_OF_ANCHOR = {
     "dot_general": "dot",
@@ -19,6 +19,7 @@ KIND_OF_ANCHOR = {
     "reduce_sum": "reduce",
     "reduce_window_sum": "reduce",
     "cumsum": "reduce",
+    "scatter-add": "reduce",
     "mul": "product",
 }
 #: More maxima, minima and selections than this in one function of one value are cheaper as a table.
@@ -36,6 +37,7 @@ class Region:
       roles: (equation, operand position) -> role, of every operand that is read from outside.
       operands: the distinct (variable, role) pairs, in order: one operand of the region each.
       anchor: the product or sum, if any.
+      result: the variable of the region's result; None: the root's first.
     """
 
     kind: str
@@ -44,6 +46,7 @@ class Region:
     roles: dict[tuple[int, int], str]
     operands: list[tuple[Any, str]]
     anchor: _compat.JaxprEqn | None = None
+    result: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +90,10 @@ class Grower:
 
     def grow(self, root: _compat.JaxprEqn) -> Region | None:
         """The region whose result is that of `root`, or None if `root` must stay float."""
-        if len(root.outvars) != 1:
+        if not any(map(classes.is_float, (*root.invars, *root.outvars))):
             return None
+        if len(root.outvars) != 1:
+            return self.grow_order(root)
         if root.primitive.name in classes.SEARCH or root.primitive.name in classes.VIEW | classes.MERGE:
             reals = any(map(classes.is_float, (*root.invars, *root.outvars)))
             return self.grow_view(root) or (self.grow_wide(root, None) if reals else None)
@@ -132,10 +137,23 @@ class Grower:
     # Views
 
     def grow_view(self, root: _compat.JaxprEqn) -> Region | None:
-        if root.primitive.name == "concatenate" or (root.primitive.name == "pad" and not self.pads_neutrally(root)):
+        if root.primitive.name in classes.PLACE | {"concatenate"} or (root.primitive.name == "pad" and not self.pads_neutrally(root)):
             return self.grow_concat(root)
         if not self.is_view(root) and not (root.primitive.name in classes.SEARCH and self.is_stored(root.invars[0])):
             return None
+        return self.behind_views(root)
+
+    def grow_order(self, root: _compat.JaxprEqn) -> Region | None:
+        """Where the elements of a value are once they are in order."""
+        if root.primitive.name not in classes.ORDER or not self.is_stored(root.invars[0]):
+            return None
+        values, places, *rest = root.outvars
+        if rest or self.program.use_count(values) or any(v not in self.constants for v in root.invars[1:]):
+            return None
+        return dataclasses.replace(self.behind_views(root), result=places)
+
+    def behind_views(self, root: _compat.JaxprEqn) -> Region:
+        """A region of elements, or their places, of the value behind views."""
         members, var = [root], root.invars[0]
         while self.program.use_count(var) == 1 and self.is_view(self.producer.get(var)):
             members.append(self.producer[var])
@@ -146,9 +164,10 @@ class Grower:
         return self.region("view", root, members, roles | {(id(members[-1]), 0): "value"})
 
     def grow_concat(self, root: _compat.JaxprEqn) -> Region | None:
-        if not classes.is_float(root.outvars[0]) or not all(classes.is_float(v) for v in root.invars):
+        if not classes.is_float(root.outvars[0]):
             return None
-        roles = {(id(root), k): "value" for k, v in enumerate(root.invars) if isinstance(v, _compat.Var)}
+        role = lambda v: "value" if classes.is_float(v) else "constant" if v in self.constants else "integer"
+        roles = {(id(root), k): role(v) for k, v in enumerate(root.invars) if isinstance(v, _compat.Var)}
         return self.region("concat", root, [root], roles)
 
     def is_stored(self, atom: Any) -> bool:
@@ -162,9 +181,6 @@ class Grower:
             return False
         if eqn.primitive.name == "pad":
             return self.pads_neutrally(eqn)
-        # What lies out of bounds would be NaN; `simplify` has cleared the mode where nothing does.
-        if eqn.primitive.name == "gather" and "FILL" in str(eqn.params["mode"]):
-            return False
         return all(v in self.constants or not classes.is_float(v) for v in eqn.invars[1:])
 
     def pads_neutrally(self, eqn: _compat.JaxprEqn) -> bool:
@@ -273,9 +289,12 @@ class Grower:
 
     def is_anchor(self, eqn: _compat.JaxprEqn) -> bool:
         name = eqn.primitive.name
-        if name not in KIND_OF_ANCHOR or not all(classes.is_float(v) for v in (*eqn.invars, *eqn.outvars)):
+        reals = (*_regions.anchored(eqn), *eqn.outvars)
+        if name not in KIND_OF_ANCHOR or not all(map(classes.is_float, reals)):
             return False
         free = [v not in self.constants for v in eqn.invars]
+        if name == "scatter-add":
+            return self.constants.uniform(eqn.invars[0]) == 0 and free[2]
         if name == "dot_general":
             return any(free)
         if name == "conv_general_dilated":
@@ -326,6 +345,8 @@ class Grower:
         name = eqn.primitive.name
         if name in classes.PRODUCT:
             return ["weight" if v in self.constants else "activation" for v in eqn.invars]
+        if name == "scatter-add":
+            return ["constant", "constant" if eqn.invars[1] in self.constants else "integer", "reduced"]
         return ["factor" if name == "mul" else "reduced" for _ in eqn.invars]
 
     def grow_linear(self, root: _compat.JaxprEqn) -> Region | None:

@@ -26,8 +26,13 @@ REARRANGING = frozenset({"view", "concat"})
 def anchor_of(eqn: _compat.JaxprEqn) -> _compat.JaxprEqn | None:
     """The product or sum in the body of a region before `fuse`, or None."""
     body = _compat.open_jaxpr(eqn.params["body"])
-    anchored = {v for v, role in zip(body.invars, eqn.params["roles"], strict=True) if role in ANCHORED}
-    return next((e for e in body.eqns if e.invars and all(_is_in(v, anchored) for v in e.invars)), None)
+    known = {v for v, role in zip(body.invars, eqn.params["roles"], strict=True) if role in ANCHORED}
+    return next((e for e in body.eqns if e.invars and all(_is_in(v, known) for v in anchored(e))), None)
+
+
+def anchored(eqn: _compat.JaxprEqn) -> list[Any]:
+    """The operands of a product or sum that it multiplies or adds: of sums at places the updates."""
+    return eqn.invars[2:] if eqn.primitive.name == "scatter-add" else eqn.invars
 
 
 def _is_in(atom: Any, variables: set[Any]) -> bool:
@@ -73,7 +78,7 @@ def accumulator_scale(eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> n
     """
     anchor, position = anchor_of(eqn), weight_position(eqn)
     product = np.float32(1)
-    for k, atom in enumerate(anchor.invars):
+    for k, atom in enumerate(anchored(anchor)):
         scale = np.asarray(scales[operand_index(eqn, atom)])
         product = product * (contraction.on_result(scale, anchor, k) if k == position else scale)
     return np.asarray(product, np.float32)

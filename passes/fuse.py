@@ -28,7 +28,7 @@ from jax import lax
 
 from qcompiler import ops
 from qcompiler.errors import VerificationError
-from qcompiler.ir import _compat, classes, contraction, replay
+from qcompiler.ir import _compat, classes, contraction, replay, scatters
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
 from qcompiler.numerics import fixed_point
@@ -285,6 +285,9 @@ def _body_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Se
         return [Sum([_exact(acc, accumulator if n == 1 else accumulator * np.float32(n)) for n, acc in products])]
     if name == "reduce_sum":
         return [_exact(jnp.sum(values[0].shifted(), axis=params["axes"], dtype=jnp.int32), accumulator)]
+    if name == "scatter-add":
+        zeros = jnp.zeros(eqn.outvars[0].aval.shape, jnp.int32)
+        return [_exact(scatters.bind(eqn, zeros, values[1], values[2].shifted()), accumulator)]
     if name in ("reduce_window_sum", "cumsum"):
         return [_exact(*_compat.bind(eqn, [values[0].shifted()]), accumulator)]
     if name == "mul" and len(coded) == 2:
@@ -299,10 +302,21 @@ def _body_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Se
 
 
 def _rearranging_rule(eqn: _compat.JaxprEqn, values: list[Any], fill: Any) -> Sequence[Any] | None:
-    """One equation of a view's body on codes: a number that it pads with becomes the code of that number."""
-    if eqn.primitive.name != "pad" or not isinstance(eqn.invars[1], _compat.Literal):
-        return None
-    return _compat.bind(eqn, [values[0], np.asarray(fill(eqn.invars[1].val), values[0].dtype)[()]])
+    """One equation of a view's body on codes: a number that it brings in becomes the code of that number.
+
+    What a gather finds out of bounds would be NaN, which has no code: it is 0.
+    """
+    dtype = next((x.dtype for x, v in zip(values, eqn.invars, strict=True) if isinstance(v, _compat.Var)), None)
+    code = lambda number: np.asarray(fill(number), dtype)[()]
+    pairs = zip(eqn.invars, values, strict=True)
+    values = [code(x) if isinstance(v, _compat.Literal) and classes.is_float(v) else x for v, x in pairs]
+    if eqn.primitive.name == "gather" and "FILL" in str(eqn.params["mode"]) and classes.is_float(eqn.outvars[0]):
+        number = eqn.params["fill_value"]
+        number = int(code(0.0 if number is None or np.isnan(number) else number))
+        return [eqn.primitive.bind(*values, **{**eqn.params, "fill_value": number})]
+    if eqn.primitive.name in classes.PLACE and eqn.primitive.name != "dynamic_update_slice":
+        return [scatters.bind(eqn, *values)]
+    return _compat.bind(eqn, values)
 
 
 def _in_float32(eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any]:

@@ -248,7 +248,7 @@ class _Inserter:
     def keep_accumulator_normal(self, eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> None:
         """Raises scales of channels next to zero whose product with the input's would underflow float32."""
         position, anchor = _regions.weight_position(eqn), _regions.anchor_of(eqn)
-        factors = [scales[_regions.operand_index(eqn, v)].astype(np.float64) for v in anchor.invars]
+        factors = [scales[_regions.operand_index(eqn, v)].astype(np.float64) for v in _regions.anchored(anchor)]
         if np.prod([f.max() for f in factors if f.size]) < types.SMALLEST_NORMAL:
             raise QuantizationError(
                 f"{identity.describe(eqn)} ({eqn.params['id']}): the scales of its operands multiply to less than any "

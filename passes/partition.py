@@ -52,15 +52,15 @@ def partition(program: Program) -> Program:
                 for v, x in ((v, values_of.get(v)) for v, _ in region.operands)
             ]
             name = ids[(region.anchor or region.root).outvars[0]]
-            results = ops.region(
+            (result,) = ops.region(
                 lambda *args: _run_body(region, args),
                 *operands,
                 id=name,
                 kind=region.kind,
                 roles=tuple(role for _, role in region.operands),
             )
-            values_of[eqn.outvars[0]] = results[0]
-            return results
+            values_of[region.result or eqn.outvars[0]] = result
+            return [values_of.get(v) for v in eqn.outvars]
         if id(eqn) in inside:
             return [None] * len(eqn.outvars)
         if eqn.outvars[0] in constants and any(x is None for x in values):
@@ -112,7 +112,7 @@ def _run_body(region: Region, args: Sequence[Any]) -> list[Any]:
         values = [value(eqn, k, v) for k, v in enumerate(eqn.invars)]
         with _compat.source_context(eqn.source_info.traceback, eqn.source_info.name_stack, eqn.ctx):
             env.update(zip(eqn.outvars, _compat.bind(eqn, values), strict=True))
-    return [env[region.root.outvars[0]]]
+    return [env[region.result or region.root.outvars[0]]]
 
 
 class _Planner:
@@ -152,10 +152,6 @@ class _Planner:
         if not any(map(classes.is_float, eqn.outvars)):
             return "computes no real number from one"
         name = eqn.primitive.name
-        if name == "div" and all(v not in self.constants for v in eqn.invars):
-            return "quotient of two activations has no integer rule yet"
-        if name == "gather":
-            return "a gather of reals that may read out of bounds has no integer rule yet"
         if name == "conv_general_dilated":
-            return "convolution of a constant, or one that is reversed, has no integer rule yet"
-        return "primitive has no integer rule yet"
+            return "convolution of a constant has no integer rule yet"
+        return classes.FLOAT_ONLY.get(name, "primitive has no integer rule yet")

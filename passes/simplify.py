@@ -20,7 +20,7 @@ from jax import lax
 from qcompiler.ir import _compat, classes, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
-from qcompiler.passes import _canonical, _norms
+from qcompiler.passes import _canonical, _norms, _unroll
 
 
 def simplify(program: Program) -> Program:
@@ -29,6 +29,7 @@ def simplify(program: Program) -> Program:
     Notes `deviations`: weight name -> the standard deviation that it divides by (as a list that broadcasts against the
     weight), where its value was computed from one: `rsqrt(var + eps) * gamma`, or `sqrt(var + eps)`.
     """
+    program = _unroll.unroll(program)
     constants = Constants(program)
     ids = program.ids
     deviations: dict[str, Any] = dict(program.notes.get("deviations", {}))

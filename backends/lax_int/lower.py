@@ -117,7 +117,8 @@ def lower_region(
                 inputs[0] = _within(inputs[0], inner.params["type"])
                 if inner.params["type"].bits == 32:
                     watch(inputs[0].x)
-            env[inner.outvars[0]] = apply(context, inner, inputs)
+            made = apply(context, inner, inputs)
+            env.update(zip(inner.outvars, made if isinstance(made, list) else [made], strict=True))
     return [read(v).x for v in jaxpr.outvars]
 
 

@@ -14,7 +14,7 @@ from qcompiler.backends.lax_int import bounds, products, rounding, windows
 from qcompiler.backends.lax_int.context import Context
 from qcompiler.backends.lax_int.values import Choice, Int, Known, Real, Term, traced
 from qcompiler.errors import QuantizationError
-from qcompiler.ir import _compat, classes, contraction, identity
+from qcompiler.ir import _compat, classes, contraction, identity, scatters
 from qcompiler.numerics.types import QuantType
 
 #: rule(context, equation, values) -> value
@@ -184,6 +184,34 @@ def _concatenate(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> 
     return Int(out, min(low for low, _ in ends), max(high for _, high in ends))
 
 
+@rule(*sorted(classes.PLACE))
+def _place(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
+    operand, update = values[0], values[1 if eqn.primitive.name == "dynamic_update_slice" else 2]
+    ends = [bounds.collapse(*bounds.interval(v)) for v in (operand, update)]
+    out = _compat.bind(eqn, [traced(v) for v in values])[0]
+    return Int(out, min(low for low, _ in ends), max(high for _, high in ends))
+
+
+@rule("scatter-add")
+def _add_at_places(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
+    # Onto zeros.
+    most, (low, high) = scatters.most_at_one_place(eqn), bounds.collapse(values[2].low, values[2].high)
+    out = _compat.bind(eqn, [traced(v) for v in values])[0]
+    return Int(out, *bounds.prove(eqn, np.minimum(low, 0) * most, np.maximum(high, 0) * most, context.region))
+
+
+@rule(*sorted(classes.ORDER))
+def _order(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> list[Int]:
+    """In order; places, if there are any, are the second result."""
+    # Computed from no weight, so that nothing of the program holds them.
+    made = [isinstance(v, Known) and v.traced is None for v in values]
+    name = context.name(context.label("places"))
+    operands = [context.weight(name, v.value) if m else traced(v) for v, m in zip(values, made, strict=True)]
+    ordered, *places = _compat.bind(eqn, operands)
+    found = Int(ordered, *bounds.collapse(values[0].low, values[0].high))
+    return [found, *(Int(p, *bounds.of_dtype(p.dtype)) for p in places)]
+
+
 @rule(*sorted(classes.SEARCH))
 def _search(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
     out = _compat.bind(eqn, [values[0].x])[0]
@@ -198,12 +226,15 @@ def _pad(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
     return Int(_compat.bind(eqn, [x.x, traced(fill)])[0], min(low, fill_low), max(high, fill_high))
 
 
-@rule(*sorted(classes.VIEW))
+@rule(*sorted(classes.VIEW - classes.ORDER))
 def _view(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
     (x, *rest) = values
     if not isinstance(x, Int):
         raise QuantizationError(f"{identity.describe(eqn)}: a view of reals inside region {context.region}")
-    return Int(_compat.bind(eqn, [x.x, *map(traced, rest)])[0], *bounds.collapse(x.low, x.high))
+    low, high = bounds.collapse(x.low, x.high)
+    if eqn.primitive.name == "gather" and (fill := eqn.params["fill_value"]) is not None:
+        low, high = min(low, np.int64(fill)), max(high, np.int64(fill))
+    return Int(_compat.bind(eqn, [x.x, *map(traced, rest)])[0], low, high)
 
 
 @rule(*sorted(classes.IDENTITY - {"copy"}))

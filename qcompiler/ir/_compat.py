@@ -68,6 +68,26 @@ def sub_jaxprs(eqn: JaxprEqn) -> list[Any]:
     return list(jex_core.jaxprs_in_params(eqn.params))
 
 
+def called_jaxpr(eqn: JaxprEqn) -> Any | None:
+    """The jaxpr that a call-like equation calls; None for any other equation."""
+    key = CALL_JAXPR_PARAM.get(eqn.primitive)
+    if key is not None:
+        return eqn.params[key]
+    if eqn.primitive.name == "call_hi_primitive":
+        # Of jax >= 0.11: an operation that is kept whole, and says itself what it is made of.
+        avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+        return jax.make_jaxpr(lambda *args: jax.tree.leaves(eqn.params["_prim"].expand(*args)))(*avals)
+    return None
+
+
+def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
+    """How many operands a scan holds constant, and how many it carries."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    held, carried, _ = (len(part) for part in eqn.params["ft_in"].unpack())
+    return held, carried
+
+
 def bind(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Binds the equation's primitive to `args`; always returns a list of results."""
     params = eqn.primitive.get_bind_params(eqn.params)

@@ -105,7 +105,7 @@ class Writer:
     def params(self, eqn: _compat.JaxprEqn, where: str) -> dict[str, Any]:
         name, params = eqn.primitive.name, dict(eqn.params)
         if name == "scan":
-            params = _plain_scan(params)
+            params = _plain_scan(eqn)
         elif name == "jit":
             specified = [*params["in_shardings"], *params["out_shardings"]]
             if any(type(s).__name__ != "UnspecifiedValue" for s in specified) or any(params["donated_invars"]):
@@ -230,12 +230,10 @@ def _type(aval: Any, where: str) -> list[Any]:
     return [np.dtype(aval.dtype).name, list(aval.shape), *(["weak"] if aval.weak_type else [])]
 
 
-def _plain_scan(params: dict[str, Any]) -> dict[str, Any]:
+def _plain_scan(eqn: _compat.JaxprEqn) -> dict[str, Any]:
     """The parameters of a scan as every version understands them."""
-    if "num_consts" in params:
-        consts, carry = params["num_consts"], params["num_carry"]
-    else:
-        consts, carry, _ = (len(part) for part in params["ft_in"].unpack())
+    params = eqn.params
+    consts, carry = _compat.scan_counts(eqn)
     if any(params.get("linear", ())) or params.get("_split_transpose"):
         raise SerializationError("a transposed scan cannot be written to a file")
     counts = {"num_consts": consts, "num_carry": carry}

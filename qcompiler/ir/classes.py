@@ -29,21 +29,44 @@ LOGIC = frozenset("and or not xor".split())
 #: are indices.
 VIEW = frozenset(
     "reshape transpose squeeze expand_dims broadcast_in_dim slice rev copy reduce_max reduce_min reduce_window_max"
-    " reduce_window_min cummax cummin gather dynamic_slice".split()
+    " reduce_window_min cummax cummin gather dynamic_slice sort".split()
 )
+#: Elements of operand 0 and of updates (the last operand but indices), which stand at places that indices say.
+PLACE = frozenset("dynamic_update_slice scatter scatter-max scatter-min".split())
 #: The result's elements are elements of several operands.
-MERGE = frozenset("concatenate pad".split())
+MERGE = PLACE | frozenset("concatenate pad".split())
 #: Where in its operand a result is found: integers from the order of reals alone.
 SEARCH = frozenset("argmax argmin".split())
+#: The same of many elements: the places are result 1, and result 0, the elements there, is not read.
+ORDER = frozenset("sort top_k".split())
 #: One number of many, and sums on the way to it: the statistics of rows.
 ADDING = frozenset("reduce_sum cumsum cumlogsumexp".split())
 STATISTIC = ADDING | frozenset("reduce_max reduce_min reduce_prod cumprod cummax cummin argmax argmin".split())
 #: What regions of general arithmetic compute.
-WIDE = (ELEMENTWISE | VIEW | MERGE | SEARCH | STATISTIC | frozenset("reduce_and reduce_or".split())) - frozenset(
-    "nextafter lgamma digamma polynomial reduce_window_max reduce_window_min tan".split()
+WIDE = (ELEMENTWISE | VIEW | MERGE | SEARCH | STATISTIC | frozenset("reduce_and reduce_or".split())) - PLACE - frozenset(
+    "nextafter lgamma digamma polynomial reduce_window_max reduce_window_min tan sort".split()
 )
 #: Contracting products, whose cost is counted in multiply-adds.
 PRODUCT = frozenset("dot_general conv_general_dilated".split())
+#: What stays float, and why.
+FLOAT_ONLY = {
+    "while": "a loop whose number of steps is not known beforehand",
+    "scan": "a loop of more than 8 steps (of 128 over stacked weights) is not unrolled, and has no integer rule yet",
+    "cond": "a branch that inputs choose has no integer rule yet",
+    "bitcast_convert_type": "bits that are read as a real number, as random reals are made, have no scale",
+    "scatter-mul": "products at places that inputs choose have no integer rule yet",
+    "reduce": "a reduction by a function of one's own has no integer rule",
+    "ragged_dot_general": "a product whose groups inputs choose has no integer rule yet",
+    **dict.fromkeys(
+        "igamma igammac random_gamma_grad bessel_i0e bessel_i1e regularized_incomplete_beta zeta polygamma".split(),
+        "primitive has no integer rule: a special function of several values",
+    ),
+    **dict.fromkeys(
+        "cholesky eig eigh lu qr svd triangular_solve tridiagonal_solve schur hessenberg householder_product".split(),
+        "a solver, whose intermediate values have no range known beforehand",
+    ),
+    "fft": "complex numbers have no integer rule",
+}
 
 
 def is_float_cast(eqn: Any) -> bool:

@@ -122,10 +122,9 @@ def _inline(builder: Builder, closed: Any, consts: list[Any], args: list[Any], r
             # A cached library jaxpr remembers the lines of whoever called it first, so the caller's are the right ones.
             if caller is not None and (library or identity.user_frame(traceback) is None):
                 traceback = caller
-            key = _compat.CALL_JAXPR_PARAM.get(eqn.primitive)
+            inner = _compat.called_jaxpr(eqn)
             values = [read(v) for v in eqn.invars]
-            if key is not None:
-                inner = eqn.params[key]
+            if inner is not None:
                 tag = identity.TAG + str(eqn.params.get("name") or name)
                 held = [lift(value) for value in _compat.consts_of(inner)]
                 inner_library = identity.is_internal_file(_compat.defined_in(inner))

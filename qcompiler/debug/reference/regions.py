@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler.debug.reference import contractions
+from qcompiler.debug.reference import contractions, views
 from qcompiler.debug.reference.products import product
 from qcompiler.debug.reference.sums import sign, store
 from qcompiler.debug.reference.tables import table
@@ -41,7 +41,8 @@ def region(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
             env[var] = Ints(array.astype(np.int64), np.int64(least), np.int64(most))
     for inner in body.eqns:
         values = [read(env, v) for v in inner.invars]
-        env[inner.outvars[0]] = apply(inner, values)
+        made = apply(inner, values)
+        env.update(zip(inner.outvars, made if isinstance(made, list) else [made], strict=True))
     results = [read(env, v) for v in body.outvars]
     return [np.asarray(r.values).astype(v.aval.dtype) for r, v in zip(results, eqn.outvars, strict=True)]
 
@@ -219,6 +220,40 @@ def _search(eqn: Any, values: list[Any]) -> Any:
     return Ints(found, np.int64(info.min), np.int64(info.max))
 
 
+def _place(eqn: Any, values: list[Any]) -> Ints:
+    name, params = eqn.primitive.name, eqn.params
+    operand, update, *places = values if name == "dynamic_update_slice" else (values[0], values[2], values[1])
+    found = views.place(name, params, whole(operand), whole(update), [whole(v) for v in places])
+    return _all_of(found, [operand, update])
+
+
+def _add_at_places(eqn: Any, values: list[Any]) -> Ints:
+    zeros, places, updates = values
+    found = views.place("scatter-add", eqn.params, whole(zeros), whole(updates), [whole(places)])
+    most = 1 if eqn.params["unique_indices"] else math.prod(eqn.invars[1].aval.shape[:-1])
+    low, high = updates.one_interval()
+    return fits(eqn, Ints(found, np.int64(min(low, 0) * most), np.int64(max(high, 0) * most)))
+
+
+def _iota(eqn: Any, values: list[Any]) -> np.ndarray:
+    shape, dimension = eqn.params["shape"], eqn.params["dimension"]
+    along = [-1 if d == dimension else 1 for d in range(len(shape))]
+    return np.broadcast_to(np.arange(shape[dimension], dtype=eqn.params["dtype"]).reshape(along), shape)
+
+
+def _order(eqn: Any, values: list[Any]) -> list[Ints]:
+    """In order: ascending of `sort`, the largest of `top_k`; among equals the first is first."""
+    x, params = values[0], eqn.params
+    axis = params["dimension"] if eqn.primitive.name == "sort" else params.get("axis", -1)
+    codes = x.values if eqn.primitive.name == "sort" else -x.values
+    places = np.argsort(codes, axis, kind="stable")
+    if eqn.primitive.name == "top_k":
+        places = np.take(places, np.arange(params["k"]), axis)
+    found = Ints(np.take_along_axis(x.values, places, axis), *x.one_interval())
+    info = np.iinfo(np.int32)
+    return [found, Ints(places, np.int64(info.min), np.int64(info.max))][: len(eqn.outvars)]
+
+
 def _from_codes(eqn: Any, values: list[Any]) -> Any:
     q, scale, zero = values
     qtype = eqn.params["type"]
@@ -255,6 +290,11 @@ _RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
     "cumsum": _sum_of_windows,
     "argmax": _search,
     "argmin": _search,
+    "iota": _iota,
+    "sort": _order,
+    "top_k": _order,
+    **dict.fromkeys(("dynamic_update_slice", "scatter", "scatter-max", "scatter-min"), _place),
+    "scatter-add": _add_at_places,
     "reduce_sum": _reduce_sum,
     "pad": _pad,
     "dot_general": product,

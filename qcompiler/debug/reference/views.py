@@ -84,30 +84,85 @@ def move(
     return contractions.window(params, x, choose, info.min if largest else info.max)
 
 
-def gather(x: np.ndarray, starts: np.ndarray, params: dict[str, Any]) -> np.ndarray:
-    """`gather`: slices of `x` that begin where the last dimension of `starts` says.
+def place(name: str, params: dict[str, Any], x: np.ndarray, updates: np.ndarray, indices: Sequence[Any]) -> np.ndarray:
+    """`dynamic_update_slice`, or a scatter of the name: `x` with updates at places that indices say."""
+    out = np.array(x)
+    if name == "dynamic_update_slice":
+        starts = [min(max(int(i), 0), n - size) for i, n, size in zip(indices, x.shape, updates.shape, strict=True)]
+        out[tuple(slice(a, a + size) for a, size in zip(starts, updates.shape, strict=True))] = updates
+        return out
+    numbers, (places,) = params["dimension_numbers"], indices
+    window = numbers.update_window_dims
+    whole = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    sizes = iter(updates.shape[d] for d in window)
+    sizes = [1 if d in whole else next(sizes) for d in range(x.ndim)]
+    found, inside = _places(
+        x.shape,
+        places,
+        sizes,
+        numbers.scatter_dims_to_operand_dims,
+        numbers.operand_batching_dims,
+        numbers.scatter_indices_batching_dims,
+    )
+    if "CLIP" in str(params["mode"]):
+        inside = np.ones_like(inside)
+    # Batches of updates first, then their windows, dimensions of size one among them.
+    order = [d for d in range(updates.ndim) if d not in window]
+    values = updates.transpose([*order, *window]).reshape(*places.shape[:-1], *sizes)
+    combine = {"scatter-add": np.add, "scatter-max": np.maximum, "scatter-min": np.minimum}.get(name)
+    kept = np.broadcast_to(inside.reshape(*inside.shape, *(1,) * x.ndim), values.shape)
+    where = tuple(w[kept] for w in np.broadcast_arrays(*found, values)[:-1])
+    if combine is None:
+        out[where] = values[kept]
+    else:
+        combine.at(out, where, values[kept])
+    return out
 
-    Raises:
-      QuantizationError: a slice reaches outside of `x`, where the mode would fill with a number that is no code.
+
+def _places(
+    shape: Sequence[int],
+    starts: np.ndarray,
+    sizes: Sequence[int],
+    mapped: Sequence[int],
+    batching: Sequence[int],
+    starts_batching: Sequence[int],
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The elements of windows of an operand, clamped into it, and which windows lay inside before.
+
+    Returns:
+      Per dimension the indices, all of shape `(*starts.shape[:-1], *sizes)` once broadcast; `bool[starts.shape[:-1]]`.
     """
-    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     batch = starts.shape[:-1]
-    rank = len(batch)
-    dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    places = []
-    for d, (n, size) in enumerate(zip(x.shape, sizes, strict=True)):
+    inside, places = np.ones(batch, bool), []
+    for d, (n, size) in enumerate(zip(shape, sizes, strict=True)):
         first = np.zeros(batch, np.int64)
-        if d in numbers.start_index_map:
-            first = starts[..., numbers.start_index_map.index(d)].astype(np.int64)
-        elif d in numbers.operand_batching_dims:
-            along = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(d)]
-            first = np.broadcast_to(np.arange(n).reshape([-1 if k == along else 1 for k in range(rank)]), batch)
-        inside = np.clip(first, 0, n - size)
-        if "FILL" in str(params["mode"]) and not np.array_equal(inside, first):
-            raise QuantizationError("the reference has no rule for a gather outside of its operand")
-        shape = [-1 if k == d else 1 for k in range(x.ndim)]
-        places.append(inside.reshape(*batch, *(1,) * x.ndim) + np.arange(size).reshape(shape))
+        if d in mapped:
+            first = starts[..., mapped.index(d)].astype(np.int64)
+        elif d in batching:
+            along = starts_batching[batching.index(d)]
+            first = np.broadcast_to(np.arange(n).reshape([-1 if k == along else 1 for k in range(len(batch))]), batch)
+        clamped = np.clip(first, 0, n - size)
+        inside &= clamped == first
+        window = [-1 if k == d else 1 for k in range(len(shape))]
+        places.append(clamped.reshape(*batch, *(1,) * len(shape)) + np.arange(size).reshape(window))
+    return places, inside
+
+
+def gather(x: np.ndarray, starts: np.ndarray, params: dict[str, Any]) -> np.ndarray:
+    """`gather`: slices of `x` that begin where the last dimension of `starts` says; else filled where the mode says so."""
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    rank = starts.ndim - 1
+    dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    batching = (numbers.operand_batching_dims, numbers.start_indices_batching_dims)
+    places, inside = _places(x.shape, starts, sizes, numbers.start_index_map, *batching)
     found = x[tuple(np.broadcast_arrays(*places))]
+    if "FILL" in str(params["mode"]):
+        fill = params["fill_value"]
+        fill = np.nan if fill is None and x.dtype.kind == "f" else fill
+        if fill is None and not inside.all():
+            raise QuantizationError("the reference has no rule for a gather outside of its operand")
+        fill = np.asarray(0 if fill is None else fill, x.dtype)
+        found = np.where(inside.reshape(*inside.shape, *(1,) * x.ndim), found, fill)
     found = found.squeeze(tuple(rank + d for d in sorted(dropped)))
     offsets = numbers.offset_dims
     others = [d for d in range(found.ndim) if d not in offsets]
