@@ -183,7 +183,7 @@ def _sum_at_places(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Cons
 
 
 def _sort(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
-    """Several operands as the order of the keys, one stable sort for each from the last on, and gathers in that order."""
+    """Several operands as the order of the keys, one stable sort for each from the last on, and gathers in it."""
     axis = eqn.params["dimension"]
     if len(values) == 1 or not any(map(classes.is_float, eqn.invars)):
         return None

@@ -137,7 +137,8 @@ class Grower:
     # Views
 
     def grow_view(self, root: _compat.JaxprEqn) -> Region | None:
-        if root.primitive.name in classes.PLACE | {"concatenate"} or (root.primitive.name == "pad" and not self.pads_neutrally(root)):
+        name = root.primitive.name
+        if name in classes.PLACE | {"concatenate"} or (name == "pad" and not self.pads_neutrally(root)):
             return self.grow_concat(root)
         if not self.is_view(root) and not (root.primitive.name in classes.SEARCH and self.is_stored(root.invars[0])):
             return None

@@ -18,8 +18,8 @@ from qcompiler.ir import _compat, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, rewrite
 
-#: A loop with no more steps is unrolled.
-MOST_STEPS = 8
+#: A loop is unrolled that becomes no more equations.
+MOST_EQUATIONS = 2048
 #: A loop over constants (the stacked weights of layers) with no more steps is.
 MOST_LAYERS = 128
 
@@ -55,7 +55,8 @@ def _form(eqn: _compat.JaxprEqn, constants: Constants) -> Any:
     if not carries:
         return _batch
     stacked = [v in constants for v in eqn.invars[consts + carries :]]
-    if length <= MOST_STEPS or (length <= MOST_LAYERS and stacked and any(stacked)):
+    body = _compat.open_jaxpr(eqn.params["jaxpr"])
+    if length * len(body.eqns) <= MOST_EQUATIONS or (length <= MOST_LAYERS and stacked and any(stacked)):
         return _steps
     return None
 

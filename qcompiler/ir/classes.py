@@ -43,15 +43,18 @@ ORDER = frozenset("sort top_k".split())
 ADDING = frozenset("reduce_sum cumsum cumlogsumexp".split())
 STATISTIC = ADDING | frozenset("reduce_max reduce_min reduce_prod cumprod cummax cummin argmax argmin".split())
 #: What regions of general arithmetic compute.
-WIDE = (ELEMENTWISE | VIEW | MERGE | SEARCH | STATISTIC | frozenset("reduce_and reduce_or".split())) - PLACE - frozenset(
-    "nextafter lgamma digamma polynomial reduce_window_max reduce_window_min tan sort".split()
+_ARITHMETIC = ELEMENTWISE | VIEW | MERGE | SEARCH | STATISTIC | frozenset("reduce_and reduce_or".split())
+WIDE = (
+    _ARITHMETIC
+    - PLACE
+    - frozenset("nextafter lgamma digamma polynomial reduce_window_max reduce_window_min tan sort".split())
 )
 #: Contracting products, whose cost is counted in multiply-adds.
 PRODUCT = frozenset("dot_general conv_general_dilated".split())
 #: What stays float, and why.
 FLOAT_ONLY = {
     "while": "a loop whose number of steps is not known beforehand",
-    "scan": "a loop of more than 8 steps (of 128 over stacked weights) is not unrolled, and has no integer rule yet",
+    "scan": "a loop of more than 2048 equations (of 128 steps over stacked weights) is not unrolled, and has no rule yet",
     "cond": "a branch that inputs choose has no integer rule yet",
     "bitcast_convert_type": "bits that are read as a real number, as random reals are made, have no scale",
     "scatter-mul": "products at places that inputs choose have no integer rule yet",

@@ -149,7 +149,7 @@ def _places(
 
 
 def gather(x: np.ndarray, starts: np.ndarray, params: dict[str, Any]) -> np.ndarray:
-    """`gather`: slices of `x` that begin where the last dimension of `starts` says; else filled where the mode says so."""
+    """`gather`: slices of `x` that begin where the last dimension of `starts` says; filled where the mode says so."""
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     rank = starts.ndim - 1
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
