@@ -5,7 +5,7 @@ A mask wins or loses a comparison, or makes an exponential zero. It saturates in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,34 @@ MASKS_SCORES = 9e3
 _KEEPS_MASKS = frozenset("add sub mul select_n concatenate pad neg convert_element_type".split()) | classes.VIEW
 
 
-def masked_values(program: Program, constants: Constants, least: float) -> set[Any]:
-    """Variables whose values may hold constants of magnitude `least` or more, by sums and selections with those."""
+def masked_values(program: Program, constants: Constants, least: float, masks: Iterable[Any] = ()) -> set[Any]:
+    """Variables whose values may hold constants of magnitude `least` or more, by sums and selections with those.
+
+    Args:
+      program, constants: where they stand.
+      least: see above.
+      masks: variables that may hold masks themselves.
+    """
     known = lambda v: np.asarray(constants.value(v)) if v in constants and classes.is_float(v) else None
-    found: set[Any] = set()
+    found: set[Any] = set(masks)
     _mark(program.eqns, found, known, least)
+    return found
+
+
+def mask_inputs(program: Program) -> list[Any]:
+    """Real inputs that may be masks: nothing but sums and selections reads them, views between."""
+    found = []
+    for var in program.input_vars:
+        todo, readers = [var], set()
+        while todo:
+            v = todo.pop()
+            for eqn, _ in program.users.get(v, ()):
+                if eqn.primitive.name in classes.VIEW | classes.IDENTITY or classes.is_float_cast(eqn):
+                    todo.append(eqn.outvars[0])
+                else:
+                    readers.add(eqn.primitive.name)
+        if classes.is_float(var) and readers and readers <= {"add", "sub", "select_n"}:
+            found.append(var)
     return found
 
 
@@ -45,7 +68,7 @@ def _mark(eqns: Sequence[_compat.JaxprEqn], found: set[Any], known: Callable[[An
                 least,
             )
             found.update(v for v, inner in zip(eqn.outvars, body.outvars, strict=True) if _is_marked(inner, inside))
-        elif eqn.primitive.name in _KEEPS_MASKS:
+        elif eqn.primitive.name in _KEEPS_MASKS or eqn.primitive is ops.observe_p:
             if any(_is_marked(v, found) or is_mask(known(v), least) for v in eqn.invars):
                 found.update(eqn.outvars)
 

@@ -161,7 +161,7 @@ def epilogues_of(program: Program, constants: Constants) -> set[Any]:
     A sum with a mask is none: it belongs to what the mask is for.
     """
     found: set[Any] = set()
-    masks = _masks.masked_values(program, constants, _masks.MASKS_SCORES)
+    masks = _masks.masked_values(program, constants, _masks.MASKS_SCORES, _masks.mask_inputs(program))
     for eqn in program.eqns:
         if len(eqn.outvars) != 1:
             continue

@@ -116,9 +116,11 @@ class Collector:
         self._estimator_for = estimator_for
         self._where = places(program)
         numbers = _masks.never_masks(program)
-        masked = _masks.masked_values(program, Constants(program), _masks.MASK)
-        self._masked = {program.ids[v] for v in masked - numbers}
-        self._may_mask = self._masked | {program.ids[v] for v in program.input_vars if v not in numbers}
+        constants, inputs = Constants(program), set(program.input_vars) - numbers
+        masked = _masks.masked_values(program, constants, _masks.MASK) - numbers
+        self._masked = {program.ids[v] for v in masked}
+        may_mask = _masks.masked_values(program, constants, _masks.MASK, inputs) - numbers
+        self._may_mask = {program.ids[v] for v in may_mask}
         self._inputs = [f"input:{n}" for n in program.signature.input_names]
         self._histograms: dict[str, Histogram] = {}
         self._batches = 0
@@ -166,7 +168,7 @@ class Collector:
     def _update(self, key: str, array: Any) -> None:
         array = np.asarray(array).astype(np.float32, copy=False)
         if array.size and key in self._may_mask:
-            # Of inputs, masks that are added to scores; a large positive one is a mistake.
+            # In inputs, and what they are added to, a large positive number is a mistake.
             array = _masks.brought_near(array, above=key in self._masked)
         try:
             self._histograms.setdefault(key, Histogram()).update(array)

@@ -446,3 +446,29 @@ def test_options_are_checked(name, option, values):
     for value in values:
         with pytest.raises(ValueError, match=option):
             ranges.by_name(name, **{option: value})
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("shape", ["normal", "laplace", "uniform", "positive"])
+def test_expected_sqnr_is_that_of_quantizing(shape, bits):
+    rng = np.random.default_rng(0)
+    x = {
+        "normal": lambda: rng.normal(size=20000),
+        "laplace": lambda: rng.laplace(size=20000),
+        "uniform": lambda: rng.uniform(-1, 1, 20000),
+        "positive": lambda: rng.exponential(size=20000),
+    }[shape]().astype(np.float32)
+    stats = ranges.RangeStats.of(x, 2048)
+    qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    low, high = ranges.MinMax().estimate(stats, qmin, qmax, False)
+    scale = (high - low) / (qmax - qmin)
+    zero = np.rint(qmin - low / scale)
+    q = (np.clip(np.rint(x / scale) + zero, qmin, qmax) - zero) * scale
+    measured = 10 * np.log10(np.sum(x**2) / np.sum((x - q) ** 2))
+    # Values lie evenly within a bin, of which there are eight and more to a step.
+    assert ranges.expected_sqnr_db(stats, (low, high), qmin, qmax, False) == pytest.approx(measured, abs=0.3)
+
+
+def test_expected_sqnr_of_one_value_is_infinite():
+    stats = ranges.RangeStats.of(np.full(5, 2.0, np.float32), 2048)
+    assert ranges.expected_sqnr_db(stats, (0.0, 2.0), -128, 127, False) == math.inf

@@ -9,7 +9,7 @@ from jax import lax
 from qcompiler import ops
 from qcompiler.errors import RecipeError
 from qcompiler.numerics.types import ACTIVATION, BIAS, INDEX, STREAM, WEIGHT, QuantType
-from qcompiler.recipe import Granularity, Recipe, Rule
+from qcompiler.recipe import LITERT, Granularity, Recipe, Rule
 
 
 def _normal(*shape, seed=0):
@@ -155,3 +155,46 @@ def test_groups_of_channels(passes):
 def test_results_that_are_no_numbers_of_the_program_have_no_type(passes):
     program = _types(passes, fun=lambda p, x: (x @ p["w"], p["b"], jnp.argmax(x), x), x=_normal(3, 8))
     assert program.notes["output_types"] == [STREAM, None, None, STREAM]
+
+
+# Factors that 8 bits hold badly
+
+
+def _attention(p, q, k, v):
+    scores = jnp.einsum("bqd,bkd->bqk", q, k) / np.float32(np.sqrt(32))
+    return jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores), v)
+
+
+QKV = tuple(_normal(2, 256, 32, seed=s) for s in (4, 5, 6))
+
+
+def _activations(passes, recipe, fun, *inputs):
+    """Bits of the activations of each product."""
+    program = passes(fun, WEIGHTS, [inputs], recipe, until="assign_precision")["assign_precision"]
+    types = program.notes["types"]
+    products = [e for e in program.eqns if e.primitive is ops.region_p and e.params["kind"] == "dot"]
+    return [
+        [t.bits for t, role in zip(types[e.params["id"]], e.params["roles"], strict=True) if role == "activation"]
+        for e in products
+    ]
+
+
+def test_probabilities_get_16_bits_and_gaussian_factors_8(passes):
+    assert _activations(passes, Recipe(), _attention, *QKV) == [[8, 8], [16, 8]]
+
+
+@pytest.mark.parametrize("recipe", [LITERT, Recipe(activation_sqnr=None, pair_sqnr=None)])
+def test_no_factor_is_widened_without_a_limit(passes, recipe):
+    assert _activations(passes, recipe, _attention, *QKV) == [[8, 8], [8, 8]]
+
+
+def test_the_limit_is_the_recipes(passes):
+    """Gaussian data in 8 bits keeps about 40 dB."""
+    x = _normal(256, 8, seed=8)
+    assert _activations(passes, Recipe(), lambda p, x: x @ p["w"], x) == [[8]]
+    assert _activations(passes, Recipe(activation_sqnr=50.0), lambda p, x: x @ p["w"], x) == [[16]]
+
+
+def test_a_rule_for_a_layer_is_not_widened(passes):
+    recipe = Recipe(rules=(Rule(primitive="dot_general", activation=ACTIVATION),))
+    assert _activations(passes, recipe, _attention, *QKV) == [[8, 8], [8, 8]]
