@@ -14,7 +14,7 @@ _SUMS = frozenset(name for name, kind in _growth.KIND_OF_ANCHOR.items() if kind 
 #: Linear in one or two values, with clamps and choices: what a product's epilogue computes too.
 _LINEAR = classes.AFFINE | classes.CLAMP | classes.COMPARE | classes.LOGIC | frozenset({"abs", "select_n"})
 _LOOPS = {
-    "scan": f"unrolled, up to {_unroll.MOST_STEPS} steps, {_unroll.MOST_LAYERS} over stacked weights; "
+    "scan": f"unrolled, up to {_unroll.MOST_EQUATIONS} equations, or {_unroll.MOST_LAYERS} steps over stacked weights; "
     "batched where nothing is carried",
     "cond": "the branch, where it is known",
 }
@@ -81,14 +81,14 @@ _HEAD = [
     "|---|---|",
     "| linear | sums of scaled codes, clamps and choices among them, rounded once; free behind a product or sum |",
     "| exact product, sum in int32 | of codes less their zero points, with a proof that int32 cannot overflow |",
-    "| codes move | the result's elements are codes of operands in one encoding; nothing is rounded. What a gather finds "
-    "out of bounds, which would be NaN, is the code of 0 |",
+    "| codes move | the result's elements are codes of operands in one encoding; nothing is rounded. What a gather "
+    "finds out of bounds, which would be NaN, is the code of 0 |",
     "| order of codes | integers that follow from the order of reals alone |",
     "| table | any function of one value, however long: one entry per code |",
     "| general arithmetic | software floating point of integers within a region, rounded once at its result |",
     "| as other primitives | `simplify` spells it so |",
     "",
-    f"Each has a test of its name: `{TESTS}::test_primitive[NAME]`. Primitives that read and give integers alone stay as "
-    "they are, exact.",
+    f"Each has a test of its name: `{TESTS}::test_primitive[NAME]`. Primitives that read and give integers alone stay "
+    "as they are, exact.",
     "",
 ]
