@@ -105,12 +105,38 @@ def compact(context: Context, real: Real) -> Real | None:
     uniform = real.terms and np.ndim(real.constant) == 0 and all(np.ndim(t.scale) == 0 for t in real.terms)
     if real.clamped or not uniform:
         return None
-    terms = rounding.merged(real.terms)
-    found = real if terms == real.terms and len(terms) == 1 else Real([_one_term(terms)], real.constant)
+    terms, constant = rounding.merged(real.terms), float(real.constant)
+    for k in range(len(terms)):
+        terms, constant = _masks_brought_near(terms, k, constant)
+    same = len(terms) == 1 and terms[0] is real.terms[0] and len(real.terms) == 1
+    found = real if same else Real([_one_term(terms)], np.float64(constant))
     # Kept with its key, so that no other value takes the same address.
     context.compacted[id(real)] = (real, found)
     context.compacted[id(found)] = (found, found)
     return found
+
+
+def _masks_brought_near(terms: list[Term], k: int, constant: float) -> tuple[list[Term], float]:
+    """Terms and constant, where one step of term k is more than all else can make up for: a mask.
+
+    Whatever is not 0 of it, with the constant if that is so many steps, becomes one step that is enough to win.
+    """
+    mask, others = terms[k], [*terms[:k], *terms[k + 1 :]]
+    if not others:
+        return terms, constant
+    offset = constant / float(mask.scale)
+    folds = abs(offset - round(offset)) <= 1e-6 * max(1.0, abs(offset)) and abs(offset) < 2.0**30
+    reach = sum(abs(float(t.scale)) * float(np.max(t.int.magnitude)) for t in others) + (0 if folds else abs(constant))
+    if abs(float(mask.scale)) < 16 * reach + MASKED_BELOW or int(np.max(mask.int.magnitude)) >= 1 << 30:
+        return terms, constant
+    codes = i32.add(mask.int.x, round(offset)) if folds else mask.int.x
+    near = Int(i32.clip(codes, -1, 1), np.int64(-1), np.int64(1))
+    scale = np.copysign(4 * reach + MASKED_BELOW, mask.scale)
+    return [*others, Term(near, scale)], 0.0 if folds else constant
+
+
+#: How far a mask must be below scores, beyond their own size, for its exponential to vanish beside theirs.
+MASKED_BELOW = 256.0
 
 
 def _one_term(terms: list[Term]) -> Term:

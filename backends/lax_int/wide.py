@@ -22,7 +22,7 @@ from qcompiler.backends.lax_int.context import Context
 from qcompiler.backends.lax_int.values import INT32, Int, Known, Real, Term, traced
 from qcompiler.errors import QuantizationError
 from qcompiler.ir import _compat, classes, identity
-from qcompiler.numerics import soft_float, soft_functions, soft_reductions, soft_rounding
+from qcompiler.numerics import soft_float, soft_functions, soft_reductions, soft_rounding, soft_trigonometry
 from qcompiler.numerics.soft_float import SoftFloat
 
 
@@ -207,7 +207,7 @@ def _masked(context: Context, values: list[Any]) -> Real | None:
     (term,) = one.terms
     code, reach = 0, int(np.max(term.int.magnitude))
     if number:
-        code = min(2 * reach + math.ceil((MASKED_BELOW + abs(one.constant)) / abs(term.scale)), 1 << 29)
+        code = min(2 * reach + math.ceil((rows.MASKED_BELOW + abs(one.constant)) / abs(term.scale)), 1 << 29)
         if abs(number) < MASKS_SCORES or abs(number) / abs(term.scale) < code or code < 2 * reach:
             return None
         code *= 1 if (number > 0) == (term.scale > 0) else -1
@@ -221,8 +221,8 @@ def _masked(context: Context, values: list[Any]) -> Real | None:
     )
 
 
-#: A constant of such magnitude that is selected beside scores is a mask. Its exponential must vanish beside theirs.
-MASKS_SCORES, MASKED_BELOW = 9e3, 256.0
+#: A constant of such magnitude that is selected beside scores is a mask.
+MASKS_SCORES = 9e3
 
 
 def _moved_int(context: Context, eqn: _compat.JaxprEqn, x: Int, rest: list[Any]) -> Int:
@@ -370,10 +370,10 @@ def _function(*names: str, fun: Callable[..., SoftFloat]) -> None:
 
 for (
     _name
-) in "exp exp2 expm1 log log1p logistic tanh erf erfc erf_inv sin cos asin acos atan sinh cosh asinh acosh".split():
-    _function(_name, fun=getattr(soft_functions, _name, None))
-for _name in "atanh cbrt pow atan2 log2".split():
-    _function(_name, fun=getattr(soft_functions, _name, None))
+) in "exp exp2 expm1 log log1p log2 logistic tanh erf erfc erf_inv sinh cosh asinh acosh atanh cbrt pow".split():
+    _function(_name, fun=getattr(soft_functions, _name))
+for _name in "sin cos asin acos atan atan2".split():
+    _function(_name, fun=getattr(soft_trigonometry, _name))
 for _name in "add sub mul div neg sqrt rsqrt sign square".split():
     _function(_name, fun=getattr(soft_float, _name))
 for _name in "floor ceil rem".split():

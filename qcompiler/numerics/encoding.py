@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ class Encoding:
           QuantizationError: the range is too wide or too narrow for a float32 scale.
         """
         low, high = 0.0, 1.0
+        switch = _switch(stats)
+        if switch and qtype.symmetric and qtype.bits > 8:
+            return cls(qtype, np.float32(switch * 2.0 ** (2 - qtype.bits)), np.int32(0))
         if stats.count and max(-stats.min, stats.max) >= types.SMALLEST_NORMAL:
             low, high = estimator.estimate(stats, qtype.qmin, qtype.qmax, qtype.symmetric)
         return cls(qtype, *types.scale_and_zero_point(low, high, qtype))
@@ -47,3 +51,13 @@ class Encoding:
     def dequantize(self, codes: Any) -> np.ndarray:
         """The reals behind codes, float32."""
         return (np.asarray(codes).astype(np.int32) - self.zero_point).astype(np.float32) * self.scale
+
+
+def _switch(stats: RangeStats) -> float | None:
+    """The one positive value of a tensor that holds nothing else but zeros, if it is a power of two; else None.
+
+    Such a value is a condition spelled as a number: `(1 - mask) * -1e30` must be zero exactly where it is one.
+    """
+    if stats.min != 0 or not stats.max > 0 or math.frexp(stats.max)[0] != 0.5:
+        return None
+    return stats.max if stats.zeros and stats.zeros + int(stats.counts[-1]) == stats.count else None

@@ -140,3 +140,18 @@ def test_a_masked_probability_is_zero():
     array = np.array([50.0, 49.0, -np.inf], np.float32)
     near = _masks.brought_near(array)
     assert np.exp(near[2] - near[0]) * 2**15 < 0.5
+
+
+@pytest.mark.parametrize("large", [-1e4, -1e9, -1e30, float(np.finfo(np.float32).min)])
+def test_a_mask_of_zeros_and_ones_as_floats(large):
+    """`(1 - mask) * large`: where the mask is 1 nothing is added, not even a rounding error times `large`."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(2, 8, 16)).astype(np.float32)
+    mask = (generator.random((2, 1, 8)) > 0.3).astype(np.float32)
+
+    def fun(x, mask):
+        scores = x @ x.transpose(0, 2, 1) + (1 - mask) * np.float32(large)
+        return jax.nn.softmax(scores, -1) @ x
+
+    qmodel = qc.quantize(fun, [(x, mask)], strict=True, verify="types")
+    assert sqnr_db([np.asarray(fun(x, mask))], [np.asarray(qmodel(x, mask))]) > 35
