@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import qcompiler as qc
 from qcompiler.debug import fuzz, reference
 from qcompiler.debug.report import sqnr_db
 from qcompiler.errors import CalibrationError
@@ -150,7 +151,7 @@ def test_a_mask_of_zeros_and_ones_as_floats(large):
     mask = (generator.random((2, 1, 8)) > 0.3).astype(np.float32)
 
     def fun(x, mask):
-        scores = x @ x.transpose(0, 2, 1) + (1 - mask) * np.float32(large)
+        scores = x @ x.transpose(0, 2, 1) + (np.float32(1) - mask) * np.float32(large)
         return jax.nn.softmax(scores, -1) @ x
 
     qmodel = qc.quantize(fun, [(x, mask)], strict=True, verify="types")
