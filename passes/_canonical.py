@@ -26,7 +26,7 @@ def canonical(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants
       values: its operands, traced; numbers are NumPy scalars.
       constants: what is known before any input.
     """
-    form = _FORMS.get(eqn.primitive.name)
+    form = FORMS.get(eqn.primitive.name)
     return None if form is None else form(eqn, values, constants)
 
 
@@ -243,6 +243,13 @@ def _select(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) 
     return None if case is None or isinstance(case, np.generic) else [case]
 
 
+def _pow(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """Exponents that are integers as reals."""
+    if not classes.is_integer(eqn.invars[1]):
+        return None
+    return [lax.pow(values[0], lax.convert_element_type(values[1], eqn.invars[0].aval.dtype))]
+
+
 def _in_total_order(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any]:
     """Comparisons that also order NaN and the two zeros, neither of which integers have."""
     return [{"lt_to": lax.lt, "le_to": lax.le}[eqn.primitive.name](*values)]
@@ -316,7 +323,8 @@ def _numbers(variables: Sequence[Any], constants: Constants) -> list[int] | None
     return [int(constants.value(v)) for v in variables] if all(v in constants for v in variables) else None
 
 
-_FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {
+#: Primitive -> the function that spells it by others.
+FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {
     "split": _split,
     "unstack": _unstack,
     "stack": _stack,
@@ -329,6 +337,7 @@ _FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {
     "top_k": _top_k,
     "approx_top_k": _approx_top_k,
     "select_n": _select,
+    "pow": _pow,
     "lt_to": _in_total_order,
     "le_to": _in_total_order,
     "reduce": _reduce,

@@ -1,4 +1,4 @@
-"""The command line: `digits` trains, quantizes and compares a small model; `show` prints a saved program."""
+"""The command line: `digits` trains and compares a small model; `show` prints a program, `primitives` the rule table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     digits.add_argument("--dump", default="dumps/digits", help="folder for the program after every pass")
     show = commands.add_parser("show", help="print a saved program, such as a reproducer")
     show.add_argument("program")
+    commands.add_parser("primitives", help="print how each primitive becomes integers: docs/primitives.md")
     options = parser.parse_args(arguments)
+    if options.command == "primitives":
+        from qcompiler.debug import primitives
+
+        print(primitives.document(), end="")
+        return 0
     if options.command == "show":
         return _show(options.program)
     return _digits(options)

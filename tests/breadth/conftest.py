@@ -43,12 +43,18 @@ DATA = {"normal": (0, 1), "positive": (3, 0.7), "negative": (-3, 0.7)}
 def draw(kind: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """float32 data of a kind in `DATA`, 256 integers of the dtype named, or `bits`: bool; the same for the same seed.
 
+    `places` are int32 from 0 to 3, `probabilities` float32 in [0.05, 0.95].
+
     Normal data is bounded, as images are: what lies outside of the range seen in calibration is clipped, and how much
     that costs is no question of these tests.
     """
     rng = np.random.default_rng([seed, *shape])
     if kind == "bits":
         return rng.random(shape) < 0.4
+    if kind == "places":
+        return rng.integers(0, 4, shape, np.int32)
+    if kind == "probabilities":
+        return rng.uniform(0.05, 0.95, shape).astype(np.float32)
     if kind in ("uint8", "int8", "int16", "int32"):
         low = 0 if kind == "uint8" else -128
         return rng.integers(low, low + 256, shape, kind)
@@ -83,7 +89,7 @@ def compiled():
         params: Any = None,
         sqnr: float = 27.0,
         recipe: Any = None,
-        data: str = "normal",
+        data: str | tuple[str, ...] = "normal",
         **apply_kwargs: Any,
     ) -> Compiled:
         """Compiles a function (of `params`, if given, and inputs), an nnx or a linen module, and checks the result.
@@ -98,11 +104,12 @@ def compiled():
             20 log10(sqrt(12) * 256 / 5) = 45 dB; so does a kernel's over 4, 39 together. Ranges are those of a few
             hundred values, and others lie outside of them: 28 to 40 were measured. A wrong scale or zero point leaves
             less than 10.
-          data: kind of the inputs; see `draw`.
+          data: kind of the inputs, of all or of each; see `draw`.
           **apply_kwargs: of a module's call.
         """
-        inputs = [draw(data, (BATCH, *s), k) for k, s in enumerate(shapes)]
-        unseen = [draw(data, (BATCH, *s), 100 + k) for k, s in enumerate(shapes)]
+        kinds = (data,) * len(shapes) if isinstance(data, str) else data
+        inputs = [draw(kind, (BATCH, *s), k) for k, (s, kind) in enumerate(zip(shapes, kinds, strict=True))]
+        unseen = [draw(kind, (BATCH, *s), 100 + k) for k, (s, kind) in enumerate(zip(shapes, kinds, strict=True))]
         if isinstance(model, linen.Module):
             with jax.numpy_dtype_promotion("standard"):
                 variables = jax.eval_shape(lambda *xs: model.init(jax.random.key(0), *xs, **apply_kwargs), *inputs)
