@@ -26,10 +26,6 @@ KERNEL = (RNG.normal(size=(3, 3, 4, 5)) / 6).astype(np.float32)
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-#: Public functions that other releases of JAX bind otherwise: those of registers for them are tested through these.
-SPELLED_OTHERWISE = frozenset("PLACEHOLDER".split())
-
-
 def case(fun, *shapes, data="normal", sqnr=30.0):
     """A function, its inputs' shapes and kinds of data, and the least SQNR in dB."""
     return fun, shapes or (ROWS,), data, sqnr
@@ -263,7 +259,19 @@ def traced(fun, *inputs):
         return tracing.trace(lambda p, *xs: fun(*xs), {}, inputs, parameter_names=tuple(f"x{k}" for k in range(len(inputs))))
 
 
-@pytest.mark.parametrize("name", CASES)
+def bound(jaxpr):
+    """The names of all primitives of a jaxpr and of the bodies in it."""
+    found = set()
+    for eqn in _compat.open_jaxpr(jaxpr).eqns:
+        found |= {eqn.primitive.name}.union(*map(bound, _compat.sub_jaxprs(eqn)))
+    return found
+
+
+#: `backends/lax_int/wide.py` looks trigonometry up where it is not.
+BROKEN = pytest.mark.xfail(raises=TypeError, strict=True)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=BROKEN) if n == "atan2" else n for n in CASES])
 def test_primitive(compiled, name):
     fun, shapes, data, sqnr = CASES[name]
     compiled(fun, *shapes, data=data, sqnr=sqnr)
@@ -275,9 +283,8 @@ def test_cases_hold_the_primitive_that_names_them(name):
     kinds = (data,) * len(shapes) if isinstance(data, str) else data
     dtypes = [{"places": np.int32, "int8": np.int8}.get(kind, np.float32) for kind in kinds]
     program = traced(fun, *(np.ones((16, *s), d) for s, d in zip(shapes, dtypes, strict=True)))
-    # Another release of JAX may spell it otherwise.
-    known = set(_compat.primitives_by_name()) | {"scan", "cond"}
-    assert name in {e.primitive.name for e in program.eqns} or name not in known or name in SPELLED_OTHERWISE
+    # Some releases of JAX lack a primitive, and spell the function otherwise.
+    assert name in bound(program.jaxpr) or name not in _compat.primitives_by_name()
 
 
 def test_every_primitive_of_the_table_has_a_case():
