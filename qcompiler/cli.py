@@ -1,4 +1,4 @@
-"""The command line: `digits` trains and compares a small model; `show` prints a program, `primitives` the rule table."""
+"""The command line: `digits` trains and compares a model; `show` prints a program, `primitives` the rule table."""
 
 from __future__ import annotations
 

@@ -81,14 +81,14 @@ _HEAD = [
     "|---|---|",
     "| linear | sums of scaled codes, clamps and choices among them, rounded once; free behind a product or sum |",
     "| exact product, sum in int32 | of codes less their zero points, with a proof that int32 cannot overflow |",
-    "| codes move | the result's elements are codes of operands in one encoding; nothing is rounded. What a gather finds "
-    "out of bounds, which would be NaN, is the code of 0 |",
+    "| codes move | the result's elements are codes of operands in one encoding; nothing is rounded. "
+    "What a gather finds out of bounds, which would be NaN, is the code of 0 |",
     "| order of codes | integers that follow from the order of reals alone |",
     "| table | any function of one value, however long: one entry per code |",
     "| general arithmetic | software floating point of integers within a region, rounded once at its result |",
     "| as other primitives | `simplify` spells it so |",
     "",
-    f"Each has a test of its name: `{TESTS}::test_primitive[NAME]`. Primitives that read and give integers alone stay as "
-    "they are, exact.",
+    f"Each has a test of its name: `{TESTS}::test_primitive[NAME]`. "
+    "Primitives that read and give integers alone stay as they are, exact.",
     "",
 ]

@@ -126,7 +126,9 @@ CASES = {
     "unstack": case(lambda x: jnp.unstack(x, axis=1)),
     "stack": case(lambda x, y: jnp.stack([x, y], 1), ROWS, ROWS),
     "tile": case(lambda x: jnp.tile(x, (1, 2, 1))),
-    "pad": case(lambda x: (jnp.pad(x, ((0, 0), (1, 2), (0, 0))), lax.pad(x, x[0, 0, 0], ((0, 0, 0), (1, -1, 1), (0, 0, 0))))),
+    "pad": case(
+        lambda x: (jnp.pad(x, ((0, 0), (1, 2), (0, 0))), lax.pad(x, x[0, 0, 0], ((0, 0, 0), (1, -1, 1), (0, 0, 0))))
+    ),
     "rev": case(lambda x: x[:, ::-1]),
     "slice": case(lambda x: x[:, 1:4:2]),
     "dynamic_slice": case(
@@ -256,7 +258,9 @@ CASES = {
 
 def traced(fun, *inputs):
     with jax.numpy_dtype_promotion("standard"):
-        return tracing.trace(lambda p, *xs: fun(*xs), {}, inputs, parameter_names=tuple(f"x{k}" for k in range(len(inputs))))
+        return tracing.trace(
+            lambda p, *xs: fun(*xs), {}, inputs, parameter_names=tuple(f"x{k}" for k in range(len(inputs)))
+        )
 
 
 def bound(jaxpr):
