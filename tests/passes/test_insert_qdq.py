@@ -94,10 +94,13 @@ def test_a_view_is_stored_as_its_widest_reader_wants(passes):
 
 
 def test_an_island_reads_the_stream_and_its_result_is_quantized_for_its_readers(passes):
-    program = _insert(passes, lambda p, x: jnp.sort(x @ p["w"], axis=1) @ p["v"])
-    sort = next(e for e in program.eqns if e.primitive.name == "sort")
-    assert program.producer[sort.invars[0]].params["type"] == STREAM
-    assert [e.params["type"] for e, _ in program.users[sort.outvars[0]]] == [ACTIVATION]
+    loop = lambda y: jax.lax.fori_loop(0, 9, lambda _, h: jnp.tanh(h), y)
+    program = _insert(passes, lambda p, x: loop(x @ p["w"]) @ p["v"])
+    island = next(e for e in program.eqns if e.primitive.name == "scan")
+    (read,) = (v for v in island.invars if v.aval.shape)
+    (result,) = (v for v in island.outvars if v.aval.shape)
+    assert program.producer[read].params["type"] == STREAM
+    assert [e.params["type"] for e, _ in program.users[result]] == [ACTIVATION]
 
 
 def test_an_island_with_numbers_among_its_operands(passes):
