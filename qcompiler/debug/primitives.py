@@ -14,7 +14,7 @@ _SUMS = frozenset(name for name, kind in _growth.KIND_OF_ANCHOR.items() if kind 
 #: Linear in one or two values, with clamps and choices: what a product's epilogue computes too.
 _LINEAR = classes.AFFINE | classes.CLAMP | classes.COMPARE | classes.LOGIC | frozenset({"abs", "select_n"})
 _LOOPS = {
-    "scan": f"unrolled, up to {_unroll.MOST_STEPS} steps, {_unroll.MOST_LAYERS} over stacked weights; "
+    "scan": f"unrolled, up to {_unroll.MOST_EQUATIONS} equations, or {_unroll.MOST_LAYERS} steps over stacked weights; "
     "batched where nothing is carried",
     "cond": "the branch, where it is known",
 }

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from qcompiler.ir import tracing
-from qcompiler.passes._unroll import MOST_LAYERS, MOST_STEPS, unroll
+from qcompiler.passes._unroll import MOST_EQUATIONS, MOST_LAYERS, unroll
 from qcompiler.passes.simplify import simplify
 
 RNG = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_a_known_branch_is_taken(index):
 @pytest.mark.parametrize(
     "fun",
     [
-        lambda p, x: lax.fori_loop(0, MOST_STEPS + 1, lambda _, y: jnp.tanh(y), x),
+        lambda p, x: lax.fori_loop(0, MOST_EQUATIONS + 1, lambda _, y: jnp.tanh(y), x),
         lambda p, x: lax.cond(x[0, 0] > 0, jnp.tanh, jnp.exp, x),
         lambda p, x: lax.while_loop(lambda y: jnp.sum(y) > 1, jnp.tanh, x),
     ],
