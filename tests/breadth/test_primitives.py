@@ -302,7 +302,7 @@ def test_the_table_is_up_to_date():
 X = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
 ISLANDS = {
     "while": lambda x: lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.tanh(s[1])), (0, x))[1],
-    "scan": lambda x: lax.fori_loop(0, 9, lambda _, y: jnp.tanh(y), x),
+    "scan": lambda x: lax.fori_loop(0, 3000, lambda _, y: jnp.tanh(y), x),
     "cond": lambda x: lax.cond(x[0, 0] > 0, jnp.tanh, jnp.exp, x),
     "bitcast_convert_type": lambda x: x * jax.random.normal(jax.random.key(0), x.shape),
     "scatter-mul": lambda x: x.at[jnp.argmax(x[0])].mul(x[1]),

@@ -94,7 +94,7 @@ def test_a_view_is_stored_as_its_widest_reader_wants(passes):
 
 
 def test_an_island_reads_the_stream_and_its_result_is_quantized_for_its_readers(passes):
-    loop = lambda y: jax.lax.fori_loop(0, 9, lambda _, h: jnp.tanh(h), y)
+    loop = lambda y: jax.lax.fori_loop(0, 3000, lambda _, h: jnp.tanh(h), y)
     program = _insert(passes, lambda p, x: loop(x @ p["w"]) @ p["v"])
     island = next(e for e in program.eqns if e.primitive.name == "scan")
     (read,) = (v for v in island.invars if v.aval.shape)

@@ -404,7 +404,7 @@ def test_islands_and_regions_of_one_primitive_have_ids_of_their_own():
         (lambda p, x: _conv(IMAGE, x), (WEIGHTS["k"],), "of a constant"),
         (lambda p, x: lax.bitcast_convert_type(x, jnp.int32), (X,), "computes no real number"),
         (lambda p, x: lax.igamma(jnp.exp(x), x[::-1]), (X,), "no integer rule"),
-        (lambda p, x: lax.fori_loop(0, 9, lambda _, y: jnp.tanh(y @ p["w"]), x), (X,), "a loop"),
+        (lambda p, x: lax.fori_loop(0, 3000, lambda _, y: jnp.tanh(y @ p["w"]), x), (X,), "a loop"),
     ],
     ids=["image", "bits", "igamma", "loop"],
 )
@@ -416,13 +416,14 @@ def test_other_things_are_islands(fun, inputs, reason):
 
 def test_multiply_adds_of_loops_and_branches_count():
     def fun(p, x):
-        y = lax.scan(lambda c, _: (jnp.tanh(c @ p["w"]), None), x, None, length=9)[0]
+        y = lax.scan(lambda c, _: (jnp.tanh(c @ p["w"]), None), x, None, length=3000)[0]
         return lax.cond(y[0, 0] > 0, lambda: y @ p["w"], lambda: y), y @ p["v"]
 
     program = _partition(fun, X)
     macs = {i["primitive"]: i["macs"] for i in program.notes["islands"]}
     product = 4 * 8 * 8
-    assert macs["scan"] == 9 * product and macs["cond"] == product and program.notes["total_macs"] == 11 * product
+    assert macs["scan"] == 3000 * product and macs["cond"] == product
+    assert program.notes["total_macs"] == 3002 * product
 
 
 def test_integer_programs_pass_untouched():
