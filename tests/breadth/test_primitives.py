@@ -271,10 +271,9 @@ def bound(jaxpr):
 
 
 #: `backends/lax_int/wide.py` looks trigonometry up where it is not.
-BROKEN = pytest.mark.xfail(raises=TypeError, strict=True)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=BROKEN) if n == "atan2" else n for n in CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_primitive(compiled, name):
     fun, shapes, data, sqnr = CASES[name]
     compiled(fun, *shapes, data=data, sqnr=sqnr)
