@@ -152,10 +152,26 @@ def _one_term(terms: list[Term]) -> Term:
         low, high = (functools.reduce(np.add, side) for side in zip(*ends, strict=True))
         return Term(Int(functools.reduce(i32.add, parts), *bounds.collapse(low, high)), np.float64(step))
     step *= reach / 2.0**COMMON_BITS
-    multipliers = [fixed_point.multiplier_for(t.scale / step, t.int.magnitude) for t in terms]
-    parts = [fixed_point.rescale(t.int.x, m) for t, m in zip(terms, multipliers, strict=True)]
+    parts = [_in_steps(t, step) for t in terms]
     most = np.int64(2**COMMON_BITS + len(terms))
     return Term(Int(functools.reduce(i32.add, parts), -most, most), np.float64(step))
+
+
+def _in_steps(term: Term, step: float) -> Any:
+    """A term in whole steps, to 2**-29 of the largest that it can be; saturates at 2**30.
+
+    `fixed_point.rescale` promises no more than 2**27.
+    """
+    mantissa, exponent = math.frexp(float(term.scale) / step)
+    lead = 31 - max(1, int(np.max(term.int.magnitude)).bit_length())
+    multiplier = min(round(abs(mantissa) * 2.0**31), 2**31 - 1) * (1 if mantissa > 0 else -1)
+    high = i32.mulhi(i32.left(term.int.x, lead), multiplier)
+    # high * 2**shift are steps.
+    shift = exponent - lead + 1
+    if shift <= 0:
+        return i32.right_rounded(high, min(-shift, 31))
+    most = (1 << max(30 - shift, 0)) - 1
+    return i32.left(i32.clip(high, -most, most), min(shift, 30))
 
 
 def is_much_smaller(shape: Sequence[int], other: Sequence[int]) -> bool:
@@ -180,9 +196,7 @@ def below_peak(a: Term, b: Term) -> Term | None:
 def exp(real: Real, base: float) -> Real | SoftFloat:
     """base**x of a compact value."""
     term, factor = real.terms[0], math.log2(base) * 2.0**soft_functions.FIXED_BITS
-    steps = fixed_point.rescale(
-        term.int.x, fixed_point.multiplier_for(term.scale * factor, term.int.magnitude, 2.0**30)
-    )
+    steps = _in_steps(term, 1 / factor)
     offset = float(np.clip(np.rint(real.constant * factor), -(2.0**30), 2.0**30))
     steps = i32.add(steps, int(offset)) if offset else steps
     if not isinstance(term.int, Below) or offset:

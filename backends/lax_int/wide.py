@@ -443,10 +443,8 @@ for _name in "reduce_sum reduce_max reduce_min reduce_prod cumsum cumprod cummax
 
 
 def _log_of_sums(x: SoftFloat, axis: int, reverse: bool) -> SoftFloat:
-    """log(cumsum(exp(x))), with the largest of all taken out."""
-    most = soft_reductions.reduce_max(x, (axis,)).map(lambda part: lax.expand_dims(part, (axis,)))
-    sums = soft_reductions.cumsum(soft_functions.exp(soft_float.sub(x, most)), axis, reverse)
-    return soft_float.add(soft_functions.log(sums), most)
+    """log(cumsum(exp(x)))"""
+    return soft_reductions.scan(soft_functions.logaddexp, x, axis, reverse)
 
 
 _reduction("cumlogsumexp", fun=_log_of_sums)

@@ -123,18 +123,18 @@ def argmin(x: SoftFloat, axis: int) -> jax.Array:
 
 
 def cummax(x: SoftFloat, axis: int, reverse: bool = False) -> SoftFloat:
-    return _scan(maximum, x, axis, reverse)
+    return scan(maximum, x, axis, reverse)
 
 
 def cummin(x: SoftFloat, axis: int, reverse: bool = False) -> SoftFloat:
-    return _scan(minimum, x, axis, reverse)
+    return scan(minimum, x, axis, reverse)
 
 
 def cumprod(x: SoftFloat, axis: int, reverse: bool = False) -> SoftFloat:
-    return _scan(mul, x, axis, reverse)
+    return scan(mul, x, axis, reverse)
 
 
-def _scan(combine: Callable[[SoftFloat, SoftFloat], SoftFloat], x: SoftFloat, axis: int, reverse: bool) -> SoftFloat:
+def scan(combine: Callable[[SoftFloat, SoftFloat], SoftFloat], x: SoftFloat, axis: int, reverse: bool) -> SoftFloat:
     """Combines ever longer runs of elements: after k rounds, the 2**k that end at each place."""
     x, count, step = _full(x), x.shape[axis], 1
     while step < count:

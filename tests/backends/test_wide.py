@@ -87,7 +87,6 @@ OVER_ROWS = {
     "reshape": (lambda x: lax.reshape(x, (33, 16)),),
     "transpose": (lambda x: lax.transpose(x, (1, 0)),),
     "squeeze": (lambda x: lax.squeeze(x[:, :1], (1,)),),
-    "expand_dims": (lambda x: lax.expand_dims(x, (1,)),),
     "broadcast_in_dim": (lambda x: lax.broadcast_in_dim(x, (2, 16, 33), (1, 2)),),
     "slice": (lambda x: lax.slice(x, (1, 2), (9, 30), (2, 3)),),
     "rev": (lambda x: lax.rev(x, (1,)),),
