@@ -37,7 +37,8 @@ class Encoding:
         low, high = 0.0, 1.0
         switch = _switch(stats)
         if switch and qtype.symmetric and qtype.bits > 8:
-            return cls(qtype, np.float32(switch * 2.0 ** (2 - qtype.bits)), np.int32(0))
+            scale = np.asarray(switch * 2.0 ** (2 - qtype.bits), np.float32)
+            return cls(qtype, scale, np.zeros((), np.int32))
         if stats.count and max(-stats.min, stats.max) >= types.SMALLEST_NORMAL:
             low, high = estimator.estimate(stats, qtype.qmin, qtype.qmax, qtype.symmetric)
         return cls(qtype, *types.scale_and_zero_point(low, high, qtype))
