@@ -82,7 +82,7 @@ CASES = {
     "rem": case(lambda x, y: lax.rem(x, jnp.exp(y)), ROWS, ROWS, sqnr=20.0),
     "pow": case(lambda x, y: lax.pow(x, y), ROWS, ROWS, data=("probabilities", "normal")),
     "integer_pow": case(lambda x: x**3),
-    "one_minus_square": case(lambda x: 1 - lax.tanh(x) ** 2),
+    "one_minus_square": case(lambda x: jax.jvp(jnp.tanh, (x,), (jnp.ones_like(x),))[1]),
     "log2": case(lambda x: jnp.log2(x), data="positive"),
     "atan2": case(lax.atan2, ROWS, ROWS, sqnr=20.0),
     "max": case(lax.max, ROWS, ROWS),
