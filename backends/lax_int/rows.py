@@ -163,7 +163,7 @@ def _in_steps(term: Term, step: float) -> Any:
     `fixed_point.rescale` promises no more than 2**27.
     """
     mantissa, exponent = math.frexp(float(term.scale) / step)
-    lead = 31 - max(1, int(np.max(term.int.magnitude)).bit_length())
+    lead = max(0, 31 - max(1, int(np.max(term.int.magnitude)).bit_length()))
     multiplier = min(round(abs(mantissa) * 2.0**31), 2**31 - 1) * (1 if mantissa > 0 else -1)
     high = i32.mulhi(i32.left(term.int.x, lead), multiplier)
     # high * 2**shift are steps.
@@ -265,7 +265,7 @@ def codes(context: Context, value: Rowed, scale: np.ndarray, zero: np.ndarray, q
     """
     hold = lambda name, array: context.weight(context.name(context.label(name)), array)
     largest = int(np.max(value.int.magnitude))
-    lead = 31 - max(1, largest.bit_length())
+    lead = max(0, 31 - max(1, largest.bit_length()))
     factor = np.asarray(value.scale / scale.astype(np.float64))
     most = float(np.max(np.abs(factor)))
     if not most:
