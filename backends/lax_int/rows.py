@@ -108,6 +108,9 @@ def compact(context: Context, real: Real) -> Real | None:
     terms, constant = rounding.merged(real.terms), float(real.constant)
     for k in range(len(terms)):
         terms, constant = _masks_brought_near(terms, k, constant)
+    if len(terms) > 1 and any(int(np.max(t.int.magnitude)) > 1 << 27 for t in terms):
+        # Bounds so wide (of the model's own integers) leave a common step no bits.
+        return None
     same = len(terms) == 1 and terms[0] is real.terms[0] and len(real.terms) == 1
     found = real if same else Real([_one_term(terms)], np.float64(constant))
     # Kept with its key, so that no other value takes the same address.
