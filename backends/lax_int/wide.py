@@ -97,7 +97,8 @@ def _linear(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
         return _extreme(context, eqn, x)
     if name in ("exp", "exp2"):
         one = rows.compact(context, x)
-        return None if one is None else rows.exp(one, math.e if name == "exp" else 2.0)
+        wide = one is not None and int(np.max(one.terms[0].int.magnitude)) > 1 << 27
+        return None if one is None or wide else rows.exp(one, math.e if name == "exp" else 2.0)
     if name in ("square", "integer_pow") and eqn.params.get("y", 2) == 2:
         return _product(context, x, x)
     if name in classes.VIEW and "FILL" not in str(eqn.params.get("mode")):
