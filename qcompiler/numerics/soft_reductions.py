@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -27,6 +28,7 @@ from qcompiler.numerics.soft_float import (
     neg,
     normalize,
     order_key,
+    select,
 )
 
 #: Bits of each half of a mantissa; 2**HALF_BITS terms fit an accumulator.
@@ -135,18 +137,26 @@ def cumprod(x: SoftFloat, axis: int, reverse: bool = False) -> SoftFloat:
 
 
 def scan(combine: Callable[[SoftFloat, SoftFloat], SoftFloat], x: SoftFloat, axis: int, reverse: bool) -> SoftFloat:
-    """Combines ever longer runs of elements: after k rounds, the 2**k that end at each place."""
-    x, count, step = _full(x), x.shape[axis], 1
-    while step < count:
-        front, back = _part(x, 0, count - step, axis), _part(x, step, count, axis)
+    """Combines ever longer runs of elements: after k rounds, the 2**k that end at each place.
+
+    The rounds are a loop: written out, XLA:CPU computes each round again in all that read it.
+    """
+    x, count = _full(x), x.shape[axis]
+    if count < 2:
+        return x
+    places = lax.broadcasted_iota(np.int32, x.shape, axis)
+
+    def round_(state: tuple[Any, SoftFloat]) -> tuple[Any, SoftFloat]:
+        step, x = state
+        # The element `step` places before (or behind) each, where there is one.
+        start = step if reverse else i32.sub(count, step)
+        inside = i32.lt(places, i32.sub(count, step)) if reverse else i32.ge(places, step)
+        twice = x.map(lambda v: lax.concatenate([v, v], axis))
+        other = twice.map(lambda v: lax.dynamic_slice_in_dim(v, start, count, axis))
         # Unlike a sum, none of these operations minds the order of its operands.
-        joined = combine(front, back)
-        if reverse:
-            x = _concatenated(joined, _part(x, count - step, count, axis), axis)
-        else:
-            x = _concatenated(_part(x, 0, step, axis), joined, axis)
-        step *= 2
-    return x
+        return i32.left(step, 1), select(inside, combine(other, x), x)
+
+    return lax.while_loop(lambda state: i32.lt(state[0], count), round_, (jnp.int32(1), x))[1]
 
 
 def _part(x: SoftFloat, start: int, stop: int, axis: int) -> SoftFloat:
