@@ -1,6 +1,8 @@
 """Settings that must be in force before any test module is imported."""
 
+import gc
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -19,6 +21,19 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 settings.register_profile("qcompiler", deadline=None, print_blob=True, derandomize=True)
 settings.register_profile("search", deadline=None, print_blob=True, max_examples=2000)
 settings.load_profile("qcompiler")
+
+
+#: Bytes of memory from which on a process forgets what it has compiled: thousands of tests leave many gigabytes.
+_MOST_MEMORY = 2 << 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_memory():
+    yield
+    statm = Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
