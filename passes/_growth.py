@@ -11,7 +11,8 @@ import numpy as np
 from qcompiler.ir import _compat, classes, contraction
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
-from qcompiler.passes import _affine, _masks, _regions, _wide
+from qcompiler.numerics import masks
+from qcompiler.passes import _affine, _regions, _sources, _wide
 
 KIND_OF_ANCHOR = {
     "dot_general": "dot",
@@ -85,7 +86,7 @@ class Grower:
         self.producer = program.producer
         self.order = {id(e): k for k, e in enumerate(program.eqns)}
         self.needed: set[Any] = {v for v in program.outvars if isinstance(v, _compat.Var)}
-        self.source = self._sources()
+        self.source = _sources.sources_of(program, self.constants)
         self.epilogues = _wide.epilogues_of(program, self.constants)
 
     def grow(self, root: _compat.JaxprEqn) -> Region | None:
@@ -187,36 +188,11 @@ class Grower:
     def pads_neutrally(self, eqn: _compat.JaxprEqn) -> bool:
         """Whether it pads with what every encoding of the operand has a code for: 0, or for a mask an end."""
         fill = self.constants.uniform(eqn.invars[1])
-        return fill is not None and (fill == 0 or bool(np.abs(fill) >= _masks.MASK))
-
-    def _sources(self) -> dict[Any, Any]:
-        """Value -> the one stored value that it is a function of, element by element, by numbers alone."""
-        source: dict[Any, Any] = {}
-        for eqn in self.program.eqns:
-            if eqn.primitive.name not in classes.ELEMENTWISE or len(eqn.outvars) != 1:
-                continue
-            out, found = eqn.outvars[0], set()
-            for v in eqn.invars:
-                if v in self.constants:
-                    found.update(() if self.constants.uniform(v) is not None else ("array",))
-                else:
-                    found.add(source.get(v, v))
-                    if v.aval.shape != out.aval.shape:
-                        found.add("broadcast")
-            if len(found) == 1 and isinstance(next(iter(found)), _compat.Var) and classes.is_float(next(iter(found))):
-                source[out] = next(iter(found))
-        return source
+        return fill is not None and (fill == 0 or bool(np.abs(fill) >= masks.MASK))
 
     def cone(self, root: _compat.JaxprEqn, source: Any) -> list[_compat.JaxprEqn]:
         """The equations between a source and a root, in program order."""
-        found, todo = {id(root): root}, [root]
-        while todo:
-            for v in todo.pop().invars:
-                eqn = self.producer.get(v) if isinstance(v, _compat.Var) and v is not source else None
-                if eqn is not None and v not in self.constants and id(eqn) not in found:
-                    found[id(eqn)] = eqn
-                    todo.append(eqn)
-        return sorted(found.values(), key=lambda e: self.order[id(e)])
+        return _sources.cone(root, source, self.program, self.constants, self.order)
 
     def grow_table(self, root: _compat.JaxprEqn) -> Region | None:
         source = self.source.get(root.outvars[0])

@@ -14,13 +14,8 @@ from qcompiler import ops
 from qcompiler.ir import _compat, classes
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
+from qcompiler.numerics import masks
 
-#: A number so large stands for infinity.
-MASK = 1e8
-#: Numbers between this and a mask say that all of them are numbers.
-_GAP = MASK / 100
-#: A constant from which on a sum or selection is taken to mask scores, some of which are masked with -1e4.
-MASKS_SCORES = 9e3
 _KEEPS_MASKS = frozenset("add sub mul select_n concatenate pad neg convert_element_type".split()) | classes.VIEW
 
 
@@ -69,17 +64,12 @@ def _mark(eqns: Sequence[_compat.JaxprEqn], found: set[Any], known: Callable[[An
             )
             found.update(v for v, inner in zip(eqn.outvars, body.outvars, strict=True) if _is_marked(inner, inside))
         elif eqn.primitive.name in _KEEPS_MASKS or eqn.primitive is ops.observe_p:
-            if any(_is_marked(v, found) or is_mask(known(v), least) for v in eqn.invars):
+            if any(_is_marked(v, found) or masks.is_mask(known(v), least) for v in eqn.invars):
                 found.update(eqn.outvars)
 
 
 def _is_marked(atom: Any, found: set[Any]) -> bool:
     return isinstance(atom, _compat.Var) and atom in found
-
-
-def is_mask(value: Any, least: float = MASK) -> bool:
-    """Whether known numbers hold one of magnitude `least` or more; None holds none."""
-    return value is not None and value.size > 0 and bool(np.max(np.abs(value.astype(np.float64))) >= least)
 
 
 def never_masks(program: Program) -> set[Any]:
@@ -97,25 +87,3 @@ def never_masks(program: Program) -> set[Any]:
             if made is not None and (made.primitive is ops.observe_p or made.params.get("kind") in ("view", "concat")):
                 todo += made.invars
     return found
-
-
-def brought_near(array: np.ndarray, above: bool = True) -> np.ndarray:
-    """An array whose masks are only as large as they must be, for the range that it is stored in.
-
-    Beside other numbers a mask must still make the exponential of a score vanish, so it is brought to `_BELOW` beyond
-    four times the largest of them; alone, to `_ALONE`. Where others are beyond `_GAP`, there are no masks.
-
-    Args:
-      array: real, NaN allowed.
-      above: whether large positive numbers are masks, too.
-    """
-    below, over = array <= -MASK, (array >= MASK) & above
-    rest = np.abs(array[~(below | over)])
-    largest = np.max(rest, initial=0, where=np.isfinite(rest))
-    if largest > _GAP:
-        return array
-    near = array.dtype.type(_BELOW + 4 * largest if largest else _ALONE)
-    return np.where(below, -near, np.where(over, near, array))
-
-
-_BELOW, _ALONE = 256.0, 1e4

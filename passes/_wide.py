@@ -18,6 +18,7 @@ import numpy as np
 from qcompiler.ir import _compat, classes
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
+from qcompiler.numerics import masks
 from qcompiler.passes import _affine, _masks
 
 
@@ -161,13 +162,13 @@ def epilogues_of(program: Program, constants: Constants) -> set[Any]:
     A sum with a mask is none: it belongs to what the mask is for.
     """
     found: set[Any] = set()
-    masks = _masks.masked_values(program, constants, _masks.MASKS_SCORES, _masks.mask_inputs(program))
+    masked = _masks.masked_values(program, constants, masks.MASKS_SCORES, _masks.mask_inputs(program))
     for eqn in program.eqns:
         if len(eqn.outvars) != 1:
             continue
         name, out = eqn.primitive.name, eqn.outvars[0]
         free = [v for v in eqn.invars if v not in constants and classes.is_float(v)]
-        if out in masks:
+        if out in masked:
             continue
         if name in classes.PRODUCT:
             found.add(out)

@@ -34,6 +34,10 @@ class Context:
         self._taken[base] += 1
         return base if self._taken[base] == 1 else f"{base}.{self._taken[base] - 1}"
 
+    def hold(self, base: str, array: np.ndarray) -> Any:
+        """A known array as a weight, under a label of its own."""
+        return self.weight(self.name(self.label(base)), array)
+
     def number(self, value: np.ndarray, name: str, dtype: Any = np.int32) -> Any:
         """Known integers: a number stays a literal, an array becomes a weight."""
         value = np.asarray(value).astype(dtype)

@@ -22,7 +22,7 @@ from jax import lax
 from qcompiler.backends.lax_int import bounds, rounding
 from qcompiler.backends.lax_int.context import Context
 from qcompiler.backends.lax_int.values import Int, Real, Term
-from qcompiler.numerics import fixed_point, soft_float, soft_functions
+from qcompiler.numerics import fixed_point, masks, soft_float, soft_functions
 from qcompiler.numerics import int32 as i32
 from qcompiler.numerics.soft_float import SoftFloat
 from qcompiler.numerics.types import QuantType
@@ -96,20 +96,18 @@ def compact(context: Context, real: Real) -> Real | None:
     """A linear value as one array of integers with one step, and a number; None if it has clamps or channels.
 
     Terms whose scales are multiples of the smallest, but for float32's rounding of 1/n, stay exact where int32 holds
-    them. Else all are rescaled to a
-    step of 2**-29 of the largest sum. The same value gives the same integers every time.
+    them. Else all are rescaled to a step of 2**-29 of the largest sum. The same value gives the same integers every
+    time.
     """
     known = context.compacted.get(id(real))
     if known is not None:
         return known[1]
-    uniform = real.terms and np.ndim(real.constant) == 0 and all(np.ndim(t.scale) == 0 for t in real.terms)
-    if real.clamped or not uniform:
+    if real.clamped or not is_uniform(real):
         return None
     terms, constant = rounding.merged(real.terms), float(real.constant)
     for k in range(len(terms)):
         terms, constant = _masks_brought_near(terms, k, constant)
-    if len(terms) > 1 and any(int(np.max(t.int.magnitude)) > 1 << 27 for t in terms):
-        # Bounds so wide (of the model's own integers) leave a common step no bits.
+    if len(terms) > 1 and any(_is_too_wide(t) for t in terms):
         return None
     same = len(terms) == 1 and terms[0] is real.terms[0] and len(real.terms) == 1
     found = real if same else Real([_one_term(terms)], np.float64(constant))
@@ -117,6 +115,16 @@ def compact(context: Context, real: Real) -> Real | None:
     context.compacted[id(real)] = (real, found)
     context.compacted[id(found)] = (found, found)
     return found
+
+
+def is_uniform(x: Real) -> bool:
+    """Whether one scale per term and one constant hold for all elements, so that elements can be moved and added."""
+    return bool(x.terms) and np.ndim(x.constant) == 0 and all(np.ndim(t.scale) == 0 for t in x.terms)
+
+
+def _is_too_wide(term: Term) -> bool:
+    """Whether the bounds of integers, which the model made itself, leave a smaller step no bits."""
+    return int(np.max(term.int.magnitude)) > 1 << 27
 
 
 def _masks_brought_near(terms: list[Term], k: int, constant: float) -> tuple[list[Term], float]:
@@ -130,16 +138,12 @@ def _masks_brought_near(terms: list[Term], k: int, constant: float) -> tuple[lis
     offset = constant / float(mask.scale)
     folds = abs(offset - round(offset)) <= 1e-6 * max(1.0, abs(offset)) and abs(offset) < 2.0**30
     reach = sum(abs(float(t.scale)) * float(np.max(t.int.magnitude)) for t in others) + (0 if folds else abs(constant))
-    if abs(float(mask.scale)) < 16 * reach + MASKED_BELOW or int(np.max(mask.int.magnitude)) >= 1 << 30:
+    if abs(float(mask.scale)) < 16 * reach + masks.BELOW or int(np.max(mask.int.magnitude)) >= 1 << 30:
         return terms, constant
     codes = i32.add(mask.int.x, round(offset)) if folds else mask.int.x
     near = Int(i32.clip(codes, -1, 1), np.int64(-1), np.int64(1))
-    scale = np.copysign(4 * reach + MASKED_BELOW, mask.scale)
+    scale = np.copysign(4 * reach + masks.BELOW, mask.scale)
     return [*others, Term(near, scale)], 0.0 if folds else constant
-
-
-#: How far a mask must be below scores, beyond their own size, for its exponential to vanish beside theirs.
-MASKED_BELOW = 256.0
 
 
 def _one_term(terms: list[Term]) -> Term:
@@ -196,8 +200,10 @@ def below_peak(a: Term, b: Term) -> Term | None:
     return Term(Below(i32.sub(a.int.x, b.int.x), np.int64(low), np.int64(0), among=b.int.among), a.scale)
 
 
-def exp(real: Real, base: float) -> Real | SoftFloat:
-    """base**x of a compact value."""
+def exp(real: Real, base: float) -> Real | SoftFloat | None:
+    """base**x of a compact value; None where its bounds are too wide."""
+    if _is_too_wide(real.terms[0]):
+        return None
     term, factor = real.terms[0], math.log2(base) * 2.0**soft_functions.FIXED_BITS
     steps = _in_steps(term, 1 / factor)
     offset = float(np.clip(np.rint(real.constant * factor), -(2.0**30), 2.0**30))
@@ -242,6 +248,11 @@ def sum_of_products(product: Product, shape: Sequence[int], axes: Sequence[int])
     return soft_float.mul(functools.reduce(soft_float.add, sums), scale)
 
 
+def full_size(x: Any, shape: Sequence[int]) -> Any:
+    """Integers as large as the value that they are part of; what is only repeated is kept in size one."""
+    return x if x.shape == tuple(shape) else jnp.broadcast_to(x, shape)
+
+
 class _Split(NamedTuple):
     """high * 2**shift + rest; |high| <= 2**15, |rest| <= 2**14, None for 0; shift has size one along what is summed."""
 
@@ -251,7 +262,7 @@ class _Split(NamedTuple):
 
 
 def _split(x: Int, shape: Sequence[int], axes: tuple[int, ...]) -> _Split:
-    whole = x.x if x.x.shape == tuple(shape) else jnp.broadcast_to(x.x, shape)
+    whole = full_size(x.x, shape)
     if int(np.max(x.magnitude)) <= 1 << 15:
         return _Split(whole, None, lax.full([1 if d in axes else n for d, n in enumerate(shape)], 0, np.int32))
     largest = lax.expand_dims(lax.reduce_max(lax.abs(whole), axes), axes)
@@ -266,7 +277,6 @@ def codes(context: Context, value: Rowed, scale: np.ndarray, zero: np.ndarray, q
     The integers, with as many bits as their bounds leave free, times the mantissa of their row; times the known factor
     of their channel if there are several; shifted as the exponent of their row says.
     """
-    hold = lambda name, array: context.weight(context.name(context.label(name)), array)
     largest = int(np.max(value.int.magnitude))
     lead = max(0, 31 - max(1, largest.bit_length()))
     factor = np.asarray(value.scale / scale.astype(np.float64))
@@ -280,7 +290,7 @@ def codes(context: Context, value: Rowed, scale: np.ndarray, zero: np.ndarray, q
     if factor.ndim and np.any(factor != most):
         channels = np.rint(factor / most * 2.0**30).astype(np.int32)
         channels = channels.reshape((1,) * (value.int.x.ndim - channels.ndim) + channels.shape)
-        steps = i32.mulhi(i32.left(steps, 1), hold("channels", channels))
+        steps = i32.mulhi(i32.left(steps, 1), context.hold("channels", channels))
         exponent = i32.add(exponent, 1)
     offset = np.asarray(value.constant / scale.astype(np.float64) + zero)
     guard = _GUARD_BITS if np.any(offset != np.rint(offset)) else 0
@@ -290,9 +300,9 @@ def codes(context: Context, value: Rowed, scale: np.ndarray, zero: np.ndarray, q
     steps = i32.left(i32.clip(steps, lax.neg(limit), limit), up)
     down = i32.clip(lax.neg(exponent), 0, 31)
     if not guard:
-        total = _plus(hold, i32.right_rounded(steps, down), offset)
+        total = _plus(context, i32.right_rounded(steps, down), offset)
     else:
-        total = _plus(hold, i32.right(steps, down), np.rint((offset + 0.5) * 2.0**guard))
+        total = _plus(context, i32.right(steps, down), np.rint((offset + 0.5) * 2.0**guard))
         total = i32.right(total, guard)
     return fixed_point.clamp_to(total, qtype)
 
@@ -301,25 +311,24 @@ def codes(context: Context, value: Rowed, scale: np.ndarray, zero: np.ndarray, q
 _GUARD_BITS = 10
 
 
-def _plus(hold: Any, x: Any, offset: np.ndarray) -> Any:
+def _plus(context: Context, x: Any, offset: np.ndarray) -> Any:
     """int32 of magnitude 2**30 at most, plus known whole numbers, which saturate there too."""
     whole = np.clip(offset, -(2.0**30), 2.0**30 - 1).astype(np.int32)
     if not np.any(whole):
         return x
     if whole.ndim:
         whole = whole.reshape((1,) * (x.ndim - whole.ndim) + whole.shape)
-    return i32.add(x, whole[()] if whole.ndim == 0 else hold("constant", whole))
+    return i32.add(x, whole[()] if whole.ndim == 0 else context.hold("constant", whole))
 
 
 def soft(context: Context, value: Rowed | Product) -> SoftFloat:
     """In software floating point, element by element."""
-    hold = lambda name, array: context.weight(context.name(context.label(name)), array)
     if isinstance(value, Product):
         a, b = (soft_float.from_int(t.int.x, t.scale) for t in (value.a, value.b))
         return soft_float.mul(a, b)
     out = soft_float.mul(soft_float.from_int(value.int.x), value.row)
     if np.any(value.scale != 1):
-        out = soft_float.mul(out, soft_float.constant(np.asarray(value.scale), hold))
+        out = soft_float.mul(out, soft_float.constant(np.asarray(value.scale), context.hold))
     if np.any(value.constant):
-        out = soft_float.add(out, soft_float.constant(np.asarray(value.constant), hold))
+        out = soft_float.add(out, soft_float.constant(np.asarray(value.constant), context.hold))
     return out

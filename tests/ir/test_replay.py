@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from jax import lax
 
 from qcompiler.ir import _compat, identity, replay
@@ -14,10 +15,6 @@ from qcompiler.passes._unroll import unroll
 from qcompiler.passes.simplify import simplify
 
 X = jax.ShapeDtypeStruct((2, 4), np.float32)
-
-
-def _normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def _names(program):
@@ -47,7 +44,7 @@ def half(w, x):
 
 
 FUNCTIONS = [norm, loop, half]
-WEIGHTS = {"scale": _normal(4), "shift": _normal(4, seed=1), "stack": _normal(3, 4, 4)}
+WEIGHTS = {"scale": normal(4), "shift": normal(4, seed=1), "stack": normal(3, 4, 4)}
 
 
 def _again(program, stage="trace"):
@@ -62,7 +59,7 @@ def test_replaying_three_times_changes_nothing(fun):
     assert program.text() == once.text() == thrice.text()
     assert str(program.jaxpr) == str(thrice.jaxpr)
     assert list(program.weights) == list(thrice.weights)
-    x = [_normal(2, 4)]
+    x = [normal(2, 4)]
     assert _bits(program.evaluate(x)) == _bits(thrice.evaluate(x))
     assert _bits(program(*x)) == _bits(thrice(*x))
     for e, f in zip(program.eqns, thrice.eqns, strict=True):
@@ -101,7 +98,7 @@ def test_a_rule_replaces_an_equation_under_its_own_source_and_path():
 
 
 def test_a_rewrite_drops_what_nothing_reads_any_more():
-    program = trace(lambda w, x: x * w["gain"], {"gain": _normal(2, 4)}, (X,))
+    program = trace(lambda w, x: x * w["gain"], {"gain": normal(2, 4)}, (X,))
     assert list(program.weights) == ["gain"]
     changed = rewrite(program, lambda b, e, v: [v[0]] if e.primitive.name == "mul" else None, stage="s")
     assert not changed.weights and not changed.eqns
@@ -129,7 +126,7 @@ def test_closing_over_an_array_is_an_error_of_the_pass():
 
 
 def test_live_equations_leave_out_what_nothing_reads():
-    jaxpr = jax.make_jaxpr(lambda x: (jnp.exp(x), jnp.sin(x))[1])(_normal(4))
+    jaxpr = jax.make_jaxpr(lambda x: (jnp.exp(x), jnp.sin(x))[1])(normal(4))
     assert [e.primitive.name for e in replay.live_equations(jaxpr)] == ["sin"]
 
 
@@ -141,7 +138,7 @@ def test_simplify_keeps_outputs_op_by_op(fun):
     program = trace(fun, WEIGHTS, (X,))
     simple = simplify(program)
     for seed in range(3):
-        x = [_normal(2, 4, seed=seed)]
+        x = [normal(2, 4, seed=seed)]
         assert _bits(simple.evaluate(x)) == _bits(program.evaluate(x))
     assert simplify(simple).text() == simple.text()
     assert len(simple.eqns) <= len(unroll(program).eqns)
@@ -156,7 +153,7 @@ def test_simplify_folds_what_depends_on_weights_alone():
     assert _names(simple) == ["mul"]
     (weight,) = simple.weights.values()
     assert weight.shape == (1, 4)
-    x = _normal(2, 4)
+    x = normal(2, 4)
     assert _bits(simple.evaluate([x])) == _bits(trace(fun, WEIGHTS, (X,)).evaluate([x]))
 
 
@@ -167,7 +164,7 @@ def test_simplify_folds_control_flow_on_weights():
     program = trace(fun, WEIGHTS, (X,))
     simple = simplify(program)
     assert _names(simple) == ["add"]
-    assert _bits(simple.evaluate([_normal(2, 4)])) == _bits(program.evaluate([_normal(2, 4)]))
+    assert _bits(simple.evaluate([normal(2, 4)])) == _bits(program.evaluate([normal(2, 4)]))
 
 
 def test_simplify_merges_equal_equations():
@@ -217,7 +214,7 @@ def test_simplify_never_folds_or_merges_random_primitives(fun):
     program = trace(fun, weights, (X,))
     simple = simplify(program)
     assert draws(simple.eqns) == draws(program.eqns) > 0
-    assert _bits(simple.evaluate([_normal(2, 4)])) == _bits(program.evaluate([_normal(2, 4)]))
+    assert _bits(simple.evaluate([normal(2, 4)])) == _bits(program.evaluate([normal(2, 4)]))
 
 
 def test_constants_are_computed_when_asked_for():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from jax import lax
 
 from qcompiler import ops
@@ -11,13 +12,8 @@ from qcompiler.errors import RecipeError
 from qcompiler.numerics.types import ACTIVATION, BIAS, INDEX, STREAM, WEIGHT, QuantType
 from qcompiler.recipe import LITERT, Granularity, Recipe, Rule
 
-
-def _normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-WEIGHTS = {"k": _normal(3, 3, 2, 8), "w": _normal(8, 8), "v": _normal(8, 4), "b": _normal(8, seed=1)}
-IMAGE = _normal(2, 6, 6, 2, seed=2)
+WEIGHTS = {"k": normal(3, 3, 2, 8), "w": normal(8, 8), "v": normal(8, 4), "b": normal(8, seed=1)}
+IMAGE = normal(2, 6, 6, 2, seed=2)
 
 
 def _model(p, x):
@@ -73,12 +69,12 @@ def test_weights_per_tensor(passes):
 
 
 def test_channel_axes_follow_the_weight(passes):
-    weights = {"w": _normal(2, 8, 4), "l": _normal(8, 4)}
+    weights = {"w": normal(2, 8, 4), "l": normal(8, 4)}
 
     def fun(p, x):
         return jnp.einsum("bij,bjk->bik", x, p["w"]), p["l"] @ x[0].T[:4]
 
-    program = _types(passes, fun=fun, weights=weights, x=_normal(2, 3, 8))
+    program = _types(passes, fun=fun, weights=weights, x=normal(2, 3, 8))
     assert [t.axis for (_, role), t in sorted(_roles(program).items()) if role == "weight"] == [(0, 2), (0,)]
 
 
@@ -128,7 +124,7 @@ def test_rules_that_make_no_sense(passes, rule, message):
 
 def test_groups_of_channels(passes):
     """So many along the last channel dimension of the result; a rule may have its own granularity."""
-    weights = {"w": _normal(2, 8, 4), "h": _normal(8, 2, 6), "l": _normal(8, 4), "c": _normal(3, 3, 8, 8)}
+    weights = {"w": normal(2, 8, 4), "h": normal(8, 2, 6), "l": normal(8, 4), "c": normal(3, 3, 8, 8)}
 
     def fun(p, x):
         y = lax.conv_general_dilated(
@@ -139,7 +135,7 @@ def test_groups_of_channels(passes):
         return jnp.einsum("bij,bjk->bik", x, p["w"]), heads, p["l"] @ x[0].T[:4], y
 
     recipe = Recipe(granularity=Granularity(4), rules=(Rule(path="heads", granularity="tensor"),))
-    roles = _roles(_types(passes, recipe, fun=fun, weights=weights, x=_normal(2, 3, 8)))
+    roles = _roles(_types(passes, recipe, fun=fun, weights=weights, x=normal(2, 3, 8)))
     found = {key: (t.axis, t.block_size) for key, t in roles.items() if key[1] == "weight"}
     assert found == {
         ("conv_general_dilated#0", "weight"): ((3,), (4,)),
@@ -148,12 +144,12 @@ def test_groups_of_channels(passes):
         ("dot_general#1", "weight"): ((0,), (4,)),
     }
     every = Recipe(granularity=Granularity(4))
-    roles = _roles(_types(passes, every, fun=fun, weights=weights, x=_normal(2, 3, 8)))
+    roles = _roles(_types(passes, every, fun=fun, weights=weights, x=normal(2, 3, 8)))
     assert roles["heads/dot_general#0", "weight"].block_size == (1, 4)
 
 
 def test_results_that_are_no_numbers_of_the_program_have_no_type(passes):
-    program = _types(passes, fun=lambda p, x: (x @ p["w"], p["b"], jnp.argmax(x), x), x=_normal(3, 8))
+    program = _types(passes, fun=lambda p, x: (x @ p["w"], p["b"], jnp.argmax(x), x), x=normal(3, 8))
     assert program.notes["output_types"] == [STREAM, None, None, STREAM]
 
 
@@ -165,7 +161,7 @@ def _attention(p, q, k, v):
     return jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores), v)
 
 
-QKV = tuple(_normal(2, 256, 32, seed=s) for s in (4, 5, 6))
+QKV = tuple(normal(2, 256, 32, seed=s) for s in (4, 5, 6))
 
 
 def _activations(passes, recipe, fun, *inputs):
@@ -190,7 +186,7 @@ def test_no_factor_is_widened_without_a_limit(passes, recipe):
 
 def test_the_limit_is_the_recipes(passes):
     """Gaussian data in 8 bits keeps about 40 dB."""
-    x = _normal(256, 8, seed=8)
+    x = normal(256, 8, seed=8)
     assert _activations(passes, Recipe(), lambda p, x: x @ p["w"], x) == [[8]]
     assert _activations(passes, Recipe(activation_sqnr=50.0), lambda p, x: x @ p["w"], x) == [[16]]
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from jax import lax
 
 import qcompiler as qc
@@ -17,10 +18,6 @@ from qcompiler.passes.simplify import simplify
 
 # Scaled weights are rounded to float32 once more, 2**-24 each: some 140 dB, of which cancellation eats a part.
 LEAST_DB = 80.0
-
-
-def _normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def _spread(channels, factor=1e3, seed=9):
@@ -61,16 +58,16 @@ LINKS = {
 def test_pairs_get_equal_ranges(kinds, link):
     first, second = kinds.split("-")
     conv = first == "conv"
-    weights = {"first": _normal(3, 3, 2, 8) if conv else _normal(2, 8), "b": _normal(8, seed=1), "s": _spread(8, 10.0)}
+    weights = {"first": normal(3, 3, 2, 8) if conv else normal(2, 8), "b": normal(8, seed=1), "s": _spread(8, 10.0)}
     weights["first"] = weights["first"] * _spread(8)
-    weights["second"] = _normal(3, 3, 8, 4, seed=2) if second == "conv" else _normal(8, 4, seed=2)
+    weights["second"] = normal(3, 3, 8, 4, seed=2) if second == "conv" else normal(8, 4, seed=2)
 
     def fun(p, x):
         y = _conv(x, p["first"]) if conv else x @ p["first"]
         y = LINKS[link](p, y)
         return _conv(y, p["second"]) if second == "conv" else y @ p["second"]
 
-    _, after = _equalize(fun, weights, _normal(2, 4, 4, 2) if conv else _normal(3, 2))
+    _, after = _equalize(fun, weights, normal(2, 4, 4, 2) if conv else normal(3, 2))
     (pair,) = after.notes["equalized"]
     out, back = after.weights[pair["first"]].ndim - 1, after.weights[pair["second"]].ndim - 2
     np.testing.assert_allclose(_ranges(after, pair["first"], out), _ranges(after, pair["second"], back), rtol=1e-5)
@@ -78,15 +75,15 @@ def test_pairs_get_equal_ranges(kinds, link):
 
 
 def test_a_weight_on_the_left_and_a_contraction_on_the_right():
-    weights = {"first": _normal(8, 3) * _spread(8)[:, None], "b": _normal(8, 1), "second": _normal(4, 8)}
-    _, after = _equalize(lambda p, x: p["second"] @ jax.nn.relu(p["first"] @ x + p["b"]), weights, _normal(3, 5))
+    weights = {"first": normal(8, 3) * _spread(8)[:, None], "b": normal(8, 1), "second": normal(4, 8)}
+    _, after = _equalize(lambda p, x: p["second"] @ jax.nn.relu(p["first"] @ x + p["b"]), weights, normal(3, 5))
     np.testing.assert_allclose(_ranges(after, "first", 0), _ranges(after, "second", 1), rtol=1e-5)
 
 
 def test_a_chain_of_three_settles():
-    weights = {"a": _normal(3, 8) * _spread(8), "b": _normal(8, 8) * _spread(8, seed=4), "c": _normal(8, 3)}
+    weights = {"a": normal(3, 8) * _spread(8), "b": normal(8, 8) * _spread(8, seed=4), "c": normal(8, 3)}
     fun = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
-    _, after = _equalize(fun, weights, _normal(3, 3))
+    _, after = _equalize(fun, weights, normal(3, 3))
     for pair in (("a", "b"), ("b", "c")):
         # Sweeps end when no scale moves by more than 0.1%.
         np.testing.assert_allclose(_ranges(after, pair[0], 1), _ranges(after, pair[1], 0), rtol=5e-3)
@@ -135,9 +132,9 @@ def _tied_elsewhere(p, x):
     + ["row_bias", "number_added", "transposed", "two_contracted"],
 )
 def test_does_nothing_where_the_channels_belong_to_others_too(fun):
-    weights = {"first": _normal(8, 8) * _spread(8), "second": _normal(8, 8, seed=1), "third": _normal(8, 8, seed=2)}
-    weights |= {"b": _normal(8), "rows": _normal(4, 1), "wide": _normal(4, 3)}
-    before, after = _equalize(fun, weights, _normal(4, 8))
+    weights = {"first": normal(8, 8) * _spread(8), "second": normal(8, 8, seed=1), "third": normal(8, 8, seed=2)}
+    weights |= {"b": normal(8), "rows": normal(4, 1), "wide": normal(4, 3)}
+    before, after = _equalize(fun, weights, normal(4, 8))
     assert after.notes["equalized"] == []
     for name, w in before.weights.items():
         np.testing.assert_array_equal(np.asarray(w), np.asarray(after.weights[name]))
@@ -145,22 +142,22 @@ def test_does_nothing_where_the_channels_belong_to_others_too(fun):
 
 @pytest.mark.parametrize("groups", [(2, 1), (1, 2), (8, 8)])
 def test_grouped_convolutions_stay(groups):
-    weights = {"first": _normal(3, 3, 8 // groups[0], 8) * _spread(8), "second": _normal(3, 3, 8 // groups[1], 8)}
+    weights = {"first": normal(3, 3, 8 // groups[0], 8) * _spread(8), "second": normal(3, 3, 8 // groups[1], 8)}
     fun = lambda p, x: _conv(jax.nn.relu(_conv(x, p["first"], groups[0])), p["second"], groups[1])
-    _, after = _equalize(fun, weights, _normal(1, 4, 4, 8))
+    _, after = _equalize(fun, weights, normal(1, 4, 4, 8))
     assert after.notes["equalized"] == []
 
 
 @pytest.mark.parametrize("tiny", [0.0, 1e-12], ids=["zero", "next_to_zero"])
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_channels_without_a_range_keep_scale_one(which, tiny):
-    weights = {"first": _normal(8, 8), "b": _normal(8), "second": _normal(8, 8, seed=1)}
+    weights = {"first": normal(8, 8), "b": normal(8), "second": normal(8, 8, seed=1)}
     if which == "first":
         weights["first"][:, 2] *= np.float32(tiny)
     else:
         weights["second"][2] *= np.float32(tiny)
     fun = lambda p, x: jax.nn.relu(x @ p["first"] + p["b"]) @ p["second"]
-    before, after = _equalize(fun, weights, _normal(4, 8))
+    before, after = _equalize(fun, weights, normal(4, 8))
     bias = next(n for n in before.weights if n.startswith("b"))
     assert after.weights[bias].ravel()[2] == before.weights[bias].ravel()[2]
     np.testing.assert_array_equal(after.weights["first"][:, 2], before.weights["first"][:, 2])
@@ -168,21 +165,21 @@ def test_channels_without_a_range_keep_scale_one(which, tiny):
 
 
 def test_balanced_weights_do_not_change():
-    first = _normal(8, 8)
+    first = normal(8, 8)
     first /= np.abs(first).max(axis=0)
-    second = _normal(8, 8, seed=1)
+    second = normal(8, 8, seed=1)
     second /= np.abs(second).max(axis=1, keepdims=True)
-    weights = {"first": first, "b": _normal(8), "second": second}
-    before, after = _equalize(lambda p, x: jax.nn.relu(x @ p["first"] + p["b"]) @ p["second"], weights, _normal(4, 8))
+    weights = {"first": first, "b": normal(8), "second": second}
+    before, after = _equalize(lambda p, x: jax.nn.relu(x @ p["first"] + p["b"]) @ p["second"], weights, normal(4, 8))
     assert [p["largest_scale"] for p in after.notes["equalized"]] == [1.0]
     for name, w in before.weights.items():
         np.testing.assert_array_equal(w, after.weights[name])
 
 
 def test_half_precision_weights_stay():
-    weights = {"first": (_normal(8, 8) * _spread(8)).astype(jnp.bfloat16), "second": _normal(8, 8).astype(jnp.bfloat16)}
+    weights = {"first": (normal(8, 8) * _spread(8)).astype(jnp.bfloat16), "second": normal(8, 8).astype(jnp.bfloat16)}
     _, after = _equalize(
-        lambda p, x: jax.nn.relu(x @ p["first"]) @ p["second"], weights, _normal(4, 8).astype(jnp.bfloat16)
+        lambda p, x: jax.nn.relu(x @ p["first"]) @ p["second"], weights, normal(4, 8).astype(jnp.bfloat16)
     )
     assert after.notes["equalized"] == []
 
@@ -202,19 +199,19 @@ def test_equalizing_helps_weights_per_tensor_with_spread_channels():
     """Channels 10**3 apart share one int8 scale: small ones vanish, though the next layer makes them large again."""
     spread = _spread(32)
     weights = {
-        "first": _normal(32, 32) * spread,
-        "b": _normal(32) * spread,
-        "second": _normal(32, 32, seed=1) / spread[:, None],
+        "first": normal(32, 32) * spread,
+        "b": normal(32) * spread,
+        "second": normal(32, 32, seed=1) / spread[:, None],
     }
-    x = _normal(256, 32, seed=3)
+    x = normal(256, 32, seed=3)
     without, with_ = (_integer_sqnr(weights, x, e) for e in (False, True))
     # Without: half of the channels have at most a bit or two left. With: as good as int8 gets, some 35 dB.
     assert with_ >= 30 and with_ >= without + 15, (without, with_)
 
 
 def test_equalizing_does_not_hurt_balanced_weights():
-    weights = {"first": _normal(32, 32), "b": _normal(32), "second": _normal(32, 32, seed=1)}
-    x = _normal(256, 32, seed=3)
+    weights = {"first": normal(32, 32), "b": normal(32), "second": normal(32, 32, seed=1)}
+    x = normal(256, 32, seed=3)
     without, with_ = (_integer_sqnr(weights, x, e) for e in (False, True))
     # Ranges of random channels differ by a factor of two or so: quantization noise moves by a fraction of a dB.
     assert with_ >= without - 1.0, (without, with_)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import linen as nn
 from flax import nnx
 from jax import lax
@@ -18,10 +19,6 @@ from qcompiler.passes.simplify import simplify
 # A folded weight is rounded to float32 once more: 2**-24 relative, some 140 dB, of which cancellation eats a part.
 LEAST_DB = 80.0
 CHAIN = {"mul", "div", "sub", "neg"}
-
-
-def _normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def _aval(x):
@@ -97,7 +94,7 @@ def _nnx_block(make, channels):
     ids=["conv", "depthwise", "dot", "dot3d"],
 )
 def test_nnx_batchnorm_folds(make, shape, bias):
-    x = _normal(*shape)
+    x = normal(*shape)
     before = simplify(source_of(_nnx_block(make(bias), 8), None, None, None, None).trace((x,), {}))
     after = fold_norms(before)
     assert CHAIN & set(_names(before)) and not CHAIN & set(_names(after))
@@ -111,7 +108,7 @@ def test_nnx_batchnorm_folds(make, shape, bias):
     ids=["conv", "dot", "dot3d"],
 )
 def test_linen_batchnorm_folds(layer, shape):
-    x = _normal(*shape)
+    x = normal(*shape)
     model = LinenBlock(layer)
     variables = model.init(jax.random.key(0), x)
     rng = np.random.default_rng(2)
@@ -137,8 +134,8 @@ def test_linen_batchnorm_folds(layer, shape):
     ids=["nhwc", "nchw", "grouped", "dot2d", "dot3d", "left", "left3d", "batched"],
 )
 def test_hand_written_batchnorm_folds(fun, weight, x, norm):
-    weights = {"w": _normal(*weight), **_norm(9 if weight[-1] == 9 else 8, norm)}
-    before, after = _fold(lambda p, x: jax.nn.relu(_apply_norm(p, fun(p["w"], x))), weights, _normal(*x))
+    weights = {"w": normal(*weight), **_norm(9 if weight[-1] == 9 else 8, norm)}
+    before, after = _fold(lambda p, x: jax.nn.relu(_apply_norm(p, fun(p["w"], x))), weights, normal(*x))
     assert CHAIN & set(_names(before)) and not CHAIN & set(_names(after))
     assert [n for n in _names(after) if n not in ("transpose", "broadcast_in_dim")][1:] == ["add", "max"]
 
@@ -146,16 +143,16 @@ def test_hand_written_batchnorm_folds(fun, weight, x, norm):
 def test_several_free_dimensions_each_with_its_own_factor():
     """DenseGeneral makes heads and features; a factor over either or both is along the weight's own dimensions."""
     weights = {
-        "w": _normal(6, 2, 3),
-        "heads": _normal(2, 1, seed=1),
-        "features": _normal(3, seed=2),
-        "both": _normal(2, 3),
+        "w": normal(6, 2, 3),
+        "heads": normal(2, 1, seed=1),
+        "features": normal(3, seed=2),
+        "both": normal(2, 3),
     }
 
     def fun(p, x):
         return (jnp.einsum("bi,ihf->bhf", x, p["w"]) * p["heads"] - p["both"]) / (2.0 + jnp.abs(p["features"]))
 
-    _, after = _fold(fun, weights, _normal(4, 6))
+    _, after = _fold(fun, weights, normal(4, 6))
     assert _names(after) == ["dot_general", "add"]
 
 
@@ -176,20 +173,20 @@ def test_several_free_dimensions_each_with_its_own_factor():
 )
 @pytest.mark.parametrize("kind", ["conv", "dot"])
 def test_affine_steps_in_a_row_fold_into_one_bias(chain, kind):
-    weight, x = (_normal(3, 3, 2, 4), _normal(1, 4, 4, 2)) if kind == "conv" else (_normal(2, 4), _normal(3, 2))
+    weight, x = (normal(3, 3, 2, 4), normal(1, 4, 4, 2)) if kind == "conv" else (normal(2, 4), normal(3, 2))
     product = _conv if kind == "conv" else jnp.matmul
     _, after = _fold(lambda p, x: chain(p, product(x, p["w"])), {"w": weight, **_norm(4)}, x)
     assert not CHAIN & set(_names(after)) and _names(after).count("add") <= 1
 
 
 def test_a_bias_alone_stays_as_it_is():
-    before, after = _fold(lambda p, x: x @ p["w"] + p["b"], {"w": _normal(3, 4), "b": _normal(4)}, _normal(2, 3))
+    before, after = _fold(lambda p, x: x @ p["w"] + p["b"], {"w": normal(3, 4), "b": normal(4)}, normal(2, 3))
     assert _names(after) == ["dot_general", "add"] and set(after.weights) == set(before.weights)
 
 
 def test_two_layers_with_one_weight_fold_apart():
-    weights = {"w": _normal(4, 4), "s": _normal(4, seed=1), "t": _normal(4, seed=2)}
-    _, after = _fold(lambda p, x: (jax.nn.relu((x @ p["w"]) * p["s"]) @ p["w"]) * p["t"], weights, _normal(3, 4))
+    weights = {"w": normal(4, 4), "s": normal(4, seed=1), "t": normal(4, seed=2)}
+    _, after = _fold(lambda p, x: (jax.nn.relu((x @ p["w"]) * p["s"]) @ p["w"]) * p["t"], weights, normal(3, 4))
     assert _names(after) == ["dot_general", "max", "dot_general"] and len(after.weights) == 2
 
 
@@ -230,11 +227,11 @@ def _read_twice(p, x):
     + ["behind_relu"],
 )
 def test_what_must_not_fold_stays(fun, x):
-    zero = _normal(8)
+    zero = normal(8)
     zero[3] = 0.0
-    weights = {"w": _normal(5, 8), "gamma": _normal(8, seed=3), "rows": _normal(4, 1), "middle": _normal(8, 1)}
-    weights |= {"whole": _normal(4, 8), "some_zero": zero}
-    before, after = _fold_exactly(fun, weights, _normal(*x))
+    weights = {"w": normal(5, 8), "gamma": normal(8, seed=3), "rows": normal(4, 1), "middle": normal(8, 1)}
+    weights |= {"whole": normal(4, 8), "some_zero": zero}
+    before, after = _fold_exactly(fun, weights, normal(*x))
     assert _names(after) == _names(before)
 
 
@@ -247,8 +244,8 @@ def _fold_exactly(fun, weights, x):
 
 
 def test_a_chain_folds_up_to_what_cannot_fold():
-    weights = {"w": _normal(5, 8), "gamma": _normal(8, seed=3), "rows": _normal(4, 1)}
-    _, after = _fold(lambda p, x: (x @ p["w"] * p["gamma"] - 1.0) * p["rows"] * 2.0, weights, _normal(4, 5))
+    weights = {"w": normal(5, 8), "gamma": normal(8, seed=3), "rows": normal(4, 1)}
+    _, after = _fold(lambda p, x: (x @ p["w"] * p["gamma"] - 1.0) * p["rows"] * 2.0, weights, normal(4, 5))
     assert _names(after) == ["dot_general", "add", "mul", "mul"]
 
 
@@ -257,22 +254,20 @@ def test_a_result_in_the_middle_of_a_chain_ends_it():
         y = x @ p["w"] * p["gamma"]
         return y, y - 1.0
 
-    before, after = _fold(fun, {"w": _normal(5, 8), "gamma": _normal(8, seed=3)}, _normal(4, 5))
+    before, after = _fold(fun, {"w": normal(5, 8), "gamma": normal(8, seed=3)}, normal(4, 5))
     assert _names(before) == ["dot_general", "mul", "sub"] and _names(after) == ["dot_general", "sub"]
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_weights_of_half_precision_are_not_rounded_again(dtype):
-    weights = jax.tree.map(
-        lambda w: np.asarray(w, dtype), {"w": _normal(5, 8), "gamma": _normal(8), "beta": _normal(8)}
-    )
+    weights = jax.tree.map(lambda w: np.asarray(w, dtype), {"w": normal(5, 8), "gamma": normal(8), "beta": normal(8)})
     fun = lambda p, x: (x @ p["w"]) * p["gamma"] + p["beta"]
-    before, after = _fold_exactly(fun, weights, np.asarray(_normal(4, 5), dtype))
+    before, after = _fold_exactly(fun, weights, np.asarray(normal(4, 5), dtype))
     assert _names(before) == _names(after)
 
 
 def test_products_without_one_constant_operand_stay():
-    before, after = _fold_exactly(lambda p, x: (x @ x.T) * 2.0, {}, _normal(4, 4))
+    before, after = _fold_exactly(lambda p, x: (x @ x.T) * 2.0, {}, normal(4, 4))
     assert _names(before) == _names(after)
 
 

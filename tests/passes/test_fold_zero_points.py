@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from jax import lax
 
 from qcompiler import ops
@@ -13,10 +14,6 @@ from qcompiler.ir.program import Signature, build
 from qcompiler.numerics.types import ACTIVATION, BIAS, STREAM, QuantType
 from qcompiler.passes.fold_zero_points import fold_zero_points
 from qcompiler.recipe import Recipe
-
-
-def _normal(*shape, seed=0, shift=0.0):
-    return (np.random.default_rng(seed).normal(size=shape) + shift).astype(np.float32)
 
 
 def _regions(program, *kinds):
@@ -71,8 +68,8 @@ def test_convolutions(passes, case, bias):
         y = lax.conv_general_dilated(x, p["k"], dimension_numbers=numbers, **options)
         return y + p["b"] if bias else y
 
-    weights = {"k": _normal(3, 3, 3, 4), "b": _normal(4, seed=1)}
-    after = _check(passes, fun, weights, _normal(2, 8, 9, 3, seed=2, shift=2.0))
+    weights = {"k": normal(3, 3, 3, 4), "b": normal(4, seed=1)}
+    after = _check(passes, fun, weights, normal(2, 8, 9, 3, seed=2, shift=2.0))
     (conv,) = _regions(after, "conv")
     pads = case not in ("valid",)
     assert ("pad" in _inner(conv)) == pads
@@ -84,8 +81,8 @@ def test_convolutions_with_affine_weights(passes, case):
     """Window sums of the padded codes, times a zero point per channel; separable, so six slices of a 3x3 window."""
     options = {"window_strides": (1, 1), **CONVS[case]}
     fun = lambda p, x: lax.conv_general_dilated(x, p["k"], dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
-    weights = {"k": _normal(3, 3, 3, 4) + np.float32([0, 1, -1, 3])}
-    after = _check(passes, fun, weights, _normal(2, 8, 9, 3, seed=2, shift=2.0), Recipe(weight=QuantType(8)))
+    weights = {"k": normal(3, 3, 3, 4) + np.float32([0, 1, -1, 3])}
+    after = _check(passes, fun, weights, normal(2, 8, 9, 3, seed=2, shift=2.0), Recipe(weight=QuantType(8)))
     (conv,) = _regions(after, "conv")
     inner = _inner(conv)
     assert inner.count("reduce_sum") == 1 and inner.count("slice") == 6 and inner.count("conv_general_dilated") == 1
@@ -97,12 +94,12 @@ def test_layouts_and_groups_with_affine_weights(passes, groups):
         x, p["k"], (1, 2), "SAME", dimension_numbers=("NCHW", "OIHW", "NHWC"), feature_group_count=groups
     )
     recipe = Recipe(weight=QuantType(8), activation=QuantType(8, symmetric=True))
-    _check(passes, fun, {"k": _normal(8, 4 // groups, 3, 3)}, _normal(2, 4, 6, 7, shift=-2.0), recipe)
+    _check(passes, fun, {"k": normal(8, 4 // groups, 3, 3)}, normal(2, 4, 6, 7, shift=-2.0), recipe)
 
 
 def test_dots_with_affine_weights_sum_their_rows(passes):
     recipe = Recipe(weight=QuantType(8), activation=QuantType(12))
-    after = _check(passes, lambda p, x: p["w"].T @ x.T, {"w": _normal(6, 5, shift=0.5)}, _normal(4, 6), recipe)
+    after = _check(passes, lambda p, x: p["w"].T @ x.T, {"w": normal(6, 5, shift=0.5)}, normal(4, 6), recipe)
     (dot,) = _regions(after, "dot")
     # One per part of the 12-bit codes.
     assert _inner(dot).count("reduce_sum") == 2
@@ -113,12 +110,12 @@ def test_layouts_and_groups(passes, groups):
     fun = lambda p, x: lax.conv_general_dilated(
         x, p["k"], (1, 2), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"), feature_group_count=groups
     )
-    _check(passes, fun, {"k": _normal(8, 4 // groups, 3, 3)}, _normal(2, 4, 6, 7, shift=-2.0))
+    _check(passes, fun, {"k": normal(8, 4 // groups, 3, 3)}, normal(2, 4, 6, 7, shift=-2.0))
 
 
 def test_one_dimensional_convolutions(passes):
     fun = lambda p, x: lax.conv_general_dilated(x, p["k"], (2,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
-    _check(passes, fun, {"k": _normal(5, 3, 4)}, _normal(2, 9, 3, shift=1.0))
+    _check(passes, fun, {"k": normal(5, 3, 4)}, normal(2, 9, 3, shift=1.0))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +131,8 @@ def test_one_dimensional_convolutions(passes):
     ids=["2d", "3d_bias", "left", "batched", "several_free", "several_contracted"],
 )
 def test_dots_with_a_weight(passes, fun, x):
-    weights = {"w": _normal(6, 5), "b": _normal(5), "batched": _normal(3, 6, 5), "heads": _normal(6, 2, 3)}
-    after = _check(passes, fun, {**weights, "back": _normal(3, 2, 5)}, _normal(*x, shift=3.0))
+    weights = {"w": normal(6, 5), "b": normal(5), "batched": normal(3, 6, 5), "heads": normal(6, 2, 3)}
+    after = _check(passes, fun, {**weights, "back": normal(3, 2, 5)}, normal(*x, shift=3.0))
     (dot,) = _regions(after, "dot")
     assert "reduce_sum" not in _inner(dot)
 
@@ -153,7 +150,7 @@ def test_dots_with_a_weight(passes, fun, x):
     ],
 )
 def test_products_of_two_activations_with_both_zero_points(passes, fun):
-    x, y = _normal(2, 4, 5, shift=1.5), _normal(2, 4, 5, seed=1, shift=-0.5)
+    x, y = normal(2, 4, 5, shift=1.5), normal(2, 4, 5, seed=1, shift=-0.5)
     after = _check(passes, fun, {}, (x, y))
     (dot,) = _regions(after, "dot")
     assert _inner(dot).count("reduce_sum") == 2
@@ -161,7 +158,7 @@ def test_products_of_two_activations_with_both_zero_points(passes, fun):
 
 def test_one_zero_point_of_zero_needs_one_sum(passes):
     recipe = Recipe(activation_range="minmax")
-    x, y = _normal(2, 4, 5, shift=1.5), _normal(2, 4, 5, seed=1)
+    x, y = normal(2, 4, 5, shift=1.5), normal(2, 4, 5, seed=1)
     # Codes of [-128 k, 127 k] have the zero point 0.
     y.ravel()[:2] = [-128.0 / 32, 127.0 / 32]
     y = np.clip(y, -128.0 / 32, 127.0 / 32)
@@ -173,11 +170,11 @@ def test_one_zero_point_of_zero_needs_one_sum(passes):
 def test_symmetric_activations_keep_their_bias(passes):
     recipe = Recipe(activation=QuantType(8, symmetric=True))
     fun = lambda p, x: x @ p["w"] + p["b"]
-    after = _check(passes, fun, {"w": _normal(6, 5), "b": _normal(5)}, _normal(4, 6), recipe)
+    after = _check(passes, fun, {"w": normal(6, 5), "b": normal(5)}, normal(4, 6), recipe)
     bias = after.weights["dot_general#0:bias/folded"]
     np.testing.assert_array_equal(
         bias.ravel(),
-        passes(fun, {"w": _normal(6, 5), "b": _normal(5)}, [_normal(4, 6)], recipe)["insert_qdq"]
+        passes(fun, {"w": normal(6, 5), "b": normal(5)}, [normal(4, 6)], recipe)["insert_qdq"]
         .weights["dot_general#0:bias/int32"]
         .ravel(),
     )
@@ -189,7 +186,7 @@ def test_a_network(passes):
         y = jax.nn.silu(y @ p["v"]) + y
         return jax.nn.softmax(y @ y.T), y
 
-    _check(passes, fun, {"w": _normal(6, 5), "v": _normal(5, 5), "b": _normal(5)}, _normal(4, 6, shift=1.0))
+    _check(passes, fun, {"w": normal(6, 5), "v": normal(5, 5), "b": normal(5)}, normal(4, 6, shift=1.0))
 
 
 def test_a_bias_that_leaves_int32_with_its_zero_points(passes):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from jax import lax
 
 from qcompiler import ops
@@ -14,21 +15,16 @@ from qcompiler.ir import _compat
 from qcompiler.numerics.types import ACTIVATION, INDEX, STREAM
 from qcompiler.passes import fuse as fuse_module
 
-
-def _normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 WEIGHTS = {
-    "k": _normal(3, 3, 2, 8),
-    "d": _normal(3, 3, 8, 8, seed=5),
-    "w": _normal(8, 8),
-    "v": _normal(8, 8, seed=1),
-    "b": _normal(8, seed=2),
-    "s": np.abs(_normal(8, seed=4)) + np.float32(0.5),
+    "k": normal(3, 3, 2, 8),
+    "d": normal(3, 3, 8, 8, seed=5),
+    "w": normal(8, 8),
+    "v": normal(8, 8, seed=1),
+    "b": normal(8, seed=2),
+    "s": np.abs(normal(8, seed=4)) + np.float32(0.5),
 }
-X = _normal(16, 8, seed=3)
-IMAGE = _normal(2, 6, 6, 2, seed=3)
+X = normal(16, 8, seed=3)
+IMAGE = normal(2, 6, 6, 2, seed=3)
 
 
 def _conv(x, w):

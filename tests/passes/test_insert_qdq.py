@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 
 from qcompiler import ops
 from qcompiler.debug.report import sqnr_db
@@ -14,13 +15,8 @@ from qcompiler.numerics.types import ACTIVATION, BIAS, INDEX, STREAM, QuantType
 from qcompiler.passes.insert_qdq import insert_qdq, weight_scale
 from qcompiler.recipe import Recipe
 
-
-def _normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-WEIGHTS = {"w": _normal(8, 8), "v": _normal(8, 8, seed=1), "b": _normal(8, seed=2)}
-X = _normal(16, 8, seed=3)
+WEIGHTS = {"w": normal(8, 8), "v": normal(8, 8, seed=1), "b": normal(8, seed=2)}
+X = normal(16, 8, seed=3)
 
 
 def _insert(passes, fun, weights=WEIGHTS, x=X, recipe=None):
@@ -88,7 +84,7 @@ def test_a_view_is_stored_as_its_widest_reader_wants(passes):
         y = (x @ p["w"]).T
         return y @ p["square"], y
 
-    program = _insert(passes, fun, {**WEIGHTS, "square": _normal(16, 4)})
+    program = _insert(passes, fun, {**WEIGHTS, "square": normal(16, 4)})
     view = next(e for e in program.eqns if e.primitive is ops.region_p and e.params["kind"] == "view")
     assert program.producer[view.invars[0]].params["type"] == STREAM
 
@@ -187,7 +183,7 @@ def test_the_program_is_differentiable(passes):
 
 
 def test_weight_scale_is_full_rank_and_covers_the_weight():
-    w = _normal(3, 3, 4, 5)
+    w = normal(3, 3, 4, 5)
     scale, zero = weight_scale(w, QuantType(8, symmetric=True, narrow_range=True, axis=(3,)))
     assert scale.shape == zero.shape == (1, 1, 1, 5) and not zero.any()
     np.testing.assert_allclose(scale.ravel() * 127, np.abs(w).max(axis=(0, 1, 2)), rtol=1e-6)
@@ -197,7 +193,7 @@ def test_weight_scale_is_full_rank_and_covers_the_weight():
 
 
 def test_weight_scale_of_blocks_is_repeated_over_them():
-    w = _normal(6, 8) + np.float32(0.5)
+    w = normal(6, 8) + np.float32(0.5)
     qtype = QuantType(8, axis=(1,), block_size=(3,))
     scale, zero = weight_scale(w, qtype)
     assert scale.shape == zero.shape == (1, 8)
@@ -206,5 +202,5 @@ def test_weight_scale_of_blocks_is_repeated_over_them():
         np.testing.assert_allclose(scale[0, block], (high - low) / 255, rtol=1e-6)
         np.testing.assert_array_equal(zero[0, block], np.rint(-128 - low / scale[0, block]))
     # Two dimensions, of which one is in blocks.
-    both, _ = weight_scale(_normal(2, 6, 8), QuantType(8, axis=(0, 2), block_size=(1, 4)))
+    both, _ = weight_scale(normal(2, 6, 8), QuantType(8, axis=(0, 2), block_size=(1, 4)))
     assert both.shape == (2, 1, 8) and len(np.unique(both)) == 4

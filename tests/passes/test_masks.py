@@ -9,7 +9,7 @@ import qcompiler as qc
 from qcompiler.debug import fuzz, reference
 from qcompiler.debug.report import sqnr_db
 from qcompiler.errors import CalibrationError
-from qcompiler.passes import _masks
+from qcompiler.numerics import masks
 
 SMALLEST = float(np.finfo(np.float32).min)
 SPELLINGS = [-1e4, -1e9, -1e30, SMALLEST, -np.inf]
@@ -83,7 +83,7 @@ def test_a_bias_and_a_mask_in_one_array(value):
     bias = RNG.normal(size=(24, 24)).astype(np.float32)
     both = np.where(CAUSAL, bias, np.float32(value))
     _checked(_attention(lambda s: s + both), Q, K, V)
-    if value <= -_masks.MASK:
+    if value <= -masks.MASK:
         # An input of -1e4 is a number: only what the model itself has can be told for a mask so near.
         _checked(_attention(lambda s, m: s + m), Q, K, V, both)
 
@@ -124,7 +124,7 @@ def test_inputs_that_are_large_themselves(fun):
 
 
 def test_brought_near():
-    near = lambda *values, **options: _masks.brought_near(np.array(values, np.float32), **options).tolist()
+    near = lambda *values, **options: masks.brought_near(np.array(values, np.float32), **options).tolist()
     assert near(1.0, -2.0, -1e9) == [1.0, -2.0, -264.0]
     assert near(3.0, -np.inf, SMALLEST) == [3.0, -268.0, -268.0]
     assert near(0.0, -1e9) == [0.0, -1e4]
@@ -139,7 +139,7 @@ def test_brought_near():
 def test_a_masked_probability_is_zero():
     """exp(-256) is 0 in int16 whatever the row's largest score."""
     array = np.array([50.0, 49.0, -np.inf], np.float32)
-    near = _masks.brought_near(array)
+    near = masks.brought_near(array)
     assert np.exp(near[2] - near[0]) * 2**15 < 0.5
 
 

@@ -6,25 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from jax import lax
 
 from qcompiler import ops
 from qcompiler.ir import _compat, replay
 
-
-def _normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 WEIGHTS = {
-    "w": _normal(8, 8),
-    "v": _normal(8, 8, seed=1),
-    "b": _normal(8, seed=2),
-    "s": np.abs(_normal(8, seed=3)),
-    "k": _normal(3, 3, 8, 8, seed=4),
+    "w": normal(8, 8),
+    "v": normal(8, 8, seed=1),
+    "b": normal(8, seed=2),
+    "s": np.abs(normal(8, seed=3)),
+    "k": normal(3, 3, 8, 8, seed=4),
 }
-X = _normal(4, 8, seed=6)
-IMAGE = _normal(2, 4, 4, 8, seed=7)
+X = normal(4, 8, seed=6)
+IMAGE = normal(2, 4, 4, 8, seed=7)
 
 
 @pytest.fixture
@@ -154,7 +150,7 @@ def test_a_mask_belongs_to_what_it_is_for(grown, value):
 
 
 def test_a_bias_of_scores_is_no_mask(grown):
-    bias = _normal(4, 4, seed=9)
+    bias = normal(4, 4, seed=9)
     regions, _ = grown(lambda p, x: jax.nn.softmax(x @ x.T + bias) @ x)
     assert _body(regions[1]) == ["dot_general", "add"]
 
