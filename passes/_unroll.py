@@ -3,7 +3,7 @@
     scan[length=12]{ h = relu (dot h w) } x ws      ->      h0 = relu (dot x ws[0]); h1 = relu (dot h0 ws[1]); ...
 
 So every layer of a stack has its own weights and scales. A loop that carries nothing becomes one batched body. A branch
-whose index is known is the branch. Everything else stays what it is, and an island.
+whose index is known is the branch. Everything else stays a loop, whose body every pass goes through.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, rewrite
 
 #: A loop is unrolled that becomes no more equations.
-MOST_EQUATIONS = 2048
+MOST_EQUATIONS = 256
 #: A loop over constants (the stacked weights of layers) with no more steps is.
 MOST_LAYERS = 128
 

@@ -13,9 +13,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from qcompiler import ops
+from qcompiler import ops, state
 from qcompiler.errors import RecipeError
-from qcompiler.ir import _compat, classes, contraction, identity
+from qcompiler.ir import _compat, classes, contraction, identity, loops
 from qcompiler.ir.classes import multiply_adds
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
@@ -38,7 +38,11 @@ def assign_precision(program: Program, recipe: Any) -> Program:
     Raises:
       RecipeError: a rule decides nothing.
     """
-    _check_rules(program, recipe.rules)
+    _check_rules(loops.nested(program), recipe.rules)
+    return loops.everywhere(lambda part: _assigned(part, recipe), program)
+
+
+def _assigned(program: Program, recipe: Any) -> Program:
     types: dict[str, list[QuantType | None]] = {}
     keep_float: list[str] = []
     for eqn in program.eqns:
@@ -67,6 +71,8 @@ def assign_precision(program: Program, recipe: Any) -> Program:
         recipe.output if isinstance(v, _compat.Var) and classes.is_float(v) and v not in constants else None
         for v in program.outvars
     ]
+    for _, j in state.pairs_of(program):
+        outputs[j] = outputs[j] and _read_as(program, program.outvars[j], types, recipe)
     program = program.note("types", types).note("output_types", outputs)
     islands = [*program.notes.get("islands", ()), *(_island(program, region) for region in keep_float)]
     program = program.note("islands", islands).note("float_regions", keep_float)
@@ -98,13 +104,28 @@ def _widened(
     return out
 
 
-def _check_rules(program: Program, rules: Sequence[Any]) -> None:
+def _read_as(program: Program, var: Any, types: dict[str, list[QuantType | None]], recipe: Any) -> QuantType:
+    """The widest type in which regions read a value, views and parts of it too; the activation type if none does."""
+    found, todo = [recipe.activation], [var]
+    for var in todo:
+        for eqn, k in program.users.get(var, ()):
+            if not _regions.is_region(eqn):
+                continue
+            if eqn.params["kind"] in _regions.REARRANGING:
+                todo += eqn.outvars
+            elif eqn.params["id"] in types:
+                found += [t for t in [types[eqn.params["id"]][k]] if t is not None]
+    return max(found, key=lambda t: t.bits)
+
+
+def _check_rules(parts: Sequence[Program], rules: Sequence[Any]) -> None:
     """Raises `RecipeError` for a rule that matches no layer, that earlier ones leave nothing, or that types nothing."""
-    roles = {e.params["id"]: set(e.params["roles"]) for e in program.eqns if _regions.is_region(e)}
+    regions = [e for part in parts for e in part.eqns if _regions.is_region(e)]
+    roles = {e.params["id"]: set(e.params["roles"]) for e in regions}
     free = dict(roles)
     for rule in rules:
         matched = [region for region in roles if rule.matches(region)]
-        islands = [i["id"] for i in program.notes.get("islands", ()) if rule.matches(i["id"])]
+        islands = [i["id"] for part in parts for i in part.notes.get("islands", ()) if rule.matches(i["id"])]
         if not matched and islands and not rule.keep_float:
             raise RecipeError(f"{rule} matches only what stays float anyway: {_some(islands)}")
         if not matched and not islands:

@@ -12,119 +12,149 @@ Codes of more than 8 bits enter a product as two int8 parts, of int16 q - z = 25
 with an int32 accumulator of its own, since a single one would overflow; they meet as reals behind it:
 
     conv q_x q_w      ->      dequantize (conv high q_w) at 256 s  +  dequantize (conv low q_w + q_b) at s
+
+Loops and branches take codes and give codes, in the encodings of `_loop_codes`; their bodies are fused alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from qcompiler import ops
+from qcompiler import ops, state
 from qcompiler.errors import VerificationError
-from qcompiler.ir import _compat, classes, contraction, replay, scatters
+from qcompiler.ir import _compat, classes, contraction, loops, replay, scatters
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
 from qcompiler.numerics import fixed_point
+from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.types import BIAS, QuantType
-from qcompiler.passes import _regions
-
-
-@dataclasses.dataclass
-class Codes:
-    """Integers that stand for a real value: (q - zero_point) * scale."""
-
-    q: Any
-    scale: Any
-    zero_point: Any
-    type: QuantType
-
-    def real(self, dtype: Any = np.float32) -> Any:
-        """The value as float."""
-        value = ops.dequantize(self.q, self.scale, self.zero_point, self.type)
-        return value if value.dtype == dtype else value.astype(dtype)
-
-    def shifted(self) -> Any:
-        """q - zero_point, int32."""
-        q = self.q.astype(jnp.int32)
-        return q if self.type.symmetric else q - self.zero_point
-
-    def factors(self) -> list[tuple[int, Any]]:
-        """(n, x) pairs with q - zero_point = sum of n * x; every x is an int8 code less a zero point, int32.
-
-        Of b > 8 bits there are two, q = 2**n high + low + 2**(n-1) with n = b - 8 and high = q >> n; the zero point is
-        taken apart alike.
-        """
-        n = self.type.bits - 8
-        if not 0 < n <= 8:
-            return [(1, self.shifted())]
-        z = self.zero_point
-        zeros = (None, np.int32(-1 << (n - 1))) if self.type.symmetric else (_high(z, n), _low(z, n))
-        codes = [q.astype(jnp.int8).astype(jnp.int32) for q in (_high(self.q, n), _low(self.q, n))]
-        high, low = (q if z is None else lax.sub_p.bind(q, z) for q, z in zip(codes, zeros, strict=True))
-        return [(1 << n, high), (1, low)]
-
-
-def _high(x: Any, n: int) -> Any:
-    return lax.shift_right_arithmetic_p.bind(x, x.dtype.type(n))
-
-
-def _low(x: Any, n: int) -> Any:
-    """x - 2**n _high(x, n) - 2**(n-1)"""
-    return lax.sub_p.bind(lax.and_p.bind(x, x.dtype.type((1 << n) - 1)), x.dtype.type(1 << (n - 1)))
-
-
-@dataclasses.dataclass
-class Sum:
-    """A real value as a sum of exact int32 accumulators, the one of the finest scale last."""
-
-    parts: list[Codes]
-
-    def real(self, dtype: Any = np.float32) -> Any:
-        """The value as float."""
-        value = functools.reduce(lax.add, [part.real() for part in self.parts])
-        return value if value.dtype == dtype else value.astype(dtype)
-
-    def plus(self, bias: Any) -> Sum:
-        """With an int32 bias of the finest scale."""
-        last = self.parts[-1]
-        return Sum([*self.parts[:-1], dataclasses.replace(last, q=lax.add_p.bind(last.q, bias))])
+from qcompiler.passes import _loop_codes, _regions
+from qcompiler.passes._codes import Codes, Sum, encoding_weights
 
 
 def fuse(program: Program) -> Program:
-    """See the module's docstring. Notes `pairs_before` and `pairs_after`."""
-    return _Fuser(program).run()
+    """See the module's docstring. Notes `pairs_before`, `pairs_after`, and the encodings of state."""
+    pairs = state.pairs_of(program)
+    if not pairs:
+        return _Fuser(program).run()
+    wanted = _loop_codes.wanted_of(program)
+    encodings = [wanted.get(program.input_vars[k]) for k, _ in pairs]
+    entries: list[Any] = [None] * len(program.input_vars)
+    exits: list[Any] = [None] * len(program.outvars)
+    for (k, j), encoding in zip(pairs, encodings, strict=True):
+        entries[k] = exits[j] = encoding
+    return _Fuser(program, entries, exits).run().note(state.STATE_CODES, encodings)
 
 
 class _Fuser:
-    def __init__(self, program: Program) -> None:
+    """Fuses a program, or a body of one.
+
+    Args:
+      program: with QDQ pairs.
+      entries, exits: of a body, the encodings of its inputs and results, None for what is no code; of a program, None.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        entries: Sequence[Encoding | None] | None = None,
+        exits: Sequence[Encoding | None] | None = None,
+    ) -> None:
         self.program = program
         self.constants = Constants(program)
         self.types = program.notes["types"]
+        self.entries = entries or [None] * len(program.input_vars)
+        self.exits = exits or [None] * len(program.outvars)
+        self.loops = {id(e): self.fused_loop(e) for e in loops.loops_of(program)}
+        self.arrives = {v: e for v, e in zip(program.input_vars, self.entries, strict=True) if e is not None}
+        for eqn in loops.loops_of(program):
+            results = zip(eqn.outvars, self.loops[id(eqn)][0].results, strict=True)
+            self.arrives |= {v: e for v, e in results if e is not None}
 
     def run(self) -> Program:
         program = self.program
+        names, scope = program.signature.input_names, program.notes.get("scope")
 
         def make(builder: Builder, *inputs: Any) -> list[Any]:
-            args = [*(builder.get(n) for n in program.weights), *inputs]
+            coded = [
+                x if e is None else Codes(x, *encoding_weights(builder, f"input:{name}", e), e.type)
+                for x, name, e in zip(inputs, names, self.entries, strict=True)
+            ]
+            args = [*(builder.get(n) for n in program.weights), *coded]
             outs = replay.evaluate(program.jaxpr, args, lambda eqn, values: self.rule(builder, eqn, values))
-            return [_real(v, x) for v, x in zip(program.outvars, outs, strict=True)]
+            return [
+                _real(v, x) if e is None else self.codes(builder, v, x, f"{scope}:result#{k}", e)
+                for k, (v, x, e) in enumerate(zip(program.outvars, outs, self.exits, strict=True))
+            ]
 
+        avals = [
+            a if e is None else jax.ShapeDtypeStruct(a.shape, e.type.dtype)
+            for a, e in zip(program.input_avals, self.entries, strict=True)
+        ]
         fields = {"stats": program.stats, "notes": program.notes, "stage": "fuse"}
-        fused = build(make, program.weights, program.input_avals, program.signature, **fields)
-        return fused.note("pairs_before", per_op_pairs(program)).note("pairs_after", pairs_left(fused))
+        fused = build(make, program.weights, avals, program.signature, **fields)
+        notes = {}
+        for eqn in loops.loops_of(program):
+            notes[program.ids[eqn.outvars[0]]] = [dict(b.program.notes) for b in self.loops[id(eqn)][1]]
+        inside = [n for of_loop in notes.values() for n in of_loop]
+        before = per_op_pairs(program) + sum(n["pairs_before"] for n in inside)
+        after = pairs_left(fused) + sum(n["pairs_after"] for n in inside)
+        return fused.note("pairs_before", before).note("pairs_after", after).note(loops.BODIES, notes)
+
+    def fused_loop(self, eqn: _compat.JaxprEqn) -> tuple[_loop_codes.LoopCodes, list[loops.Body]]:
+        """How a loop's ends are coded, and its bodies on codes."""
+        plan = _loop_codes.codes_of(self.program, eqn)
+        fused = [
+            dataclasses.replace(body, program=_Fuser(body.program, plan.entries(body), exits).run())
+            for body, exits in zip(plan.bodies, plan.exits, strict=True)
+        ]
+        return plan, loops.with_own_names(fused, self.program.ids[eqn.outvars[0]], self.program.weights)
+
+    def loop(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> list[Any]:
+        """The loop on codes."""
+        plan, bodies = self.loops[id(eqn)]
+        loop, arrays = self.program.ids[eqn.outvars[0]], {n: w for b in bodies for n, w in b.program.weights.items()}
+        operands = [
+            self.codes(builder, v, x, f"{loop}:operand#{k}", plan.operands[k]) if k in plan.operands else _real(v, x)
+            for k, (v, x) in enumerate(zip(eqn.invars, values, strict=True))
+        ]
+        results = loops.bind(eqn, operands, bodies, lambda name: builder.weight(name, arrays[name]))
+        return [
+            x if e is None else Codes(x, *encoding_weights(builder, f"{loop}:result#{k}", e), e.type)
+            for k, (x, e) in enumerate(zip(results, plan.results, strict=True))
+        ]
+
+    def codes(self, builder: Builder, atom: Any, value: Any, name: str, encoding: Encoding) -> Any:
+        """The integers that stand for a value in an encoding."""
+        known = None
+        if isinstance(value, Codes):
+            known = self.arrives[atom] if atom in self.arrives else _loop_codes.encoding_of(self.program, atom)
+        if known is not None and _loop_codes.same(known, encoding):
+            return value.q
+        if atom in self.constants:
+            found = encoding.quantize(self.constants.value(atom))
+            return found[()] if found.ndim == 0 else builder.weight(f"{name}:{encoding.type.name}", found)
+        scale, zero = encoding_weights(builder, name, encoding)
+        if isinstance(value, Codes):
+            ends = value.scale, value.zero_point, scale, zero
+            return ops.requantize(value.q, *ends, value.type, encoding.type)
+        return ops.quantize(value, scale, zero, encoding.type)
 
     def rule(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
         if eqn.primitive is ops.fake_quantize_p:
             return [self.pair(builder, eqn, values)]
         if eqn.primitive is ops.dequantize_p:
             return [Codes(*values, eqn.params["type"])]
+        if id(eqn) in self.loops:
+            return self.loop(builder, eqn, values)
         if _regions.is_region(eqn) and eqn.params["id"] in self.types:
             return [self.region(builder, eqn, values)]
         if eqn.primitive.name == "convert_element_type" and isinstance(values[0], Codes) and values[0].type == BIAS:
@@ -153,7 +183,9 @@ class _Fuser:
         return Codes(ops.quantize(x, scale, zero, qtype), scale, zero, qtype)
 
     def same_encoding(self, eqn: _compat.JaxprEqn) -> bool:
-        """Whether a pair behind another has its numbers, though they are those of another value."""
+        """Whether a pair behind another, or behind an end of a loop, has its numbers, though of another value."""
+        if eqn.invars[0] in self.arrives:
+            return _loop_codes.same(self.arrives[eqn.invars[0]], _loop_codes.pair(eqn, self.constants))
         made = self.program.producer.get(eqn.invars[0])
         if made is None or made.primitive is not ops.fake_quantize_p:
             return False

@@ -17,7 +17,7 @@ import numpy as np
 
 from qcompiler import ops
 from qcompiler.errors import CalibrationError, OverflowProofError, QuantizationError
-from qcompiler.ir import _compat, classes, contraction, identity, replay
+from qcompiler.ir import _compat, classes, contraction, identity, loops, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
 from qcompiler.numerics import fixed_point, types
@@ -89,7 +89,7 @@ class _Inserter:
                 continue
             for var in eqn.invars:
                 real = isinstance(var, _compat.Var) and var not in self.constants and classes.is_float(var)
-                if real and self.comes_quantized(var):
+                if real and (self.comes_quantized(var) or loops.is_loop(eqn)):
                     want(var, self.own(var, island_type))
                     self.island_needs.add(var)
 
@@ -129,7 +129,10 @@ class _Inserter:
     def calibrated(self, owner: Any, key: str, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
         """Scale and zero point from what calibration saw of a value."""
         if key not in self.program.stats:
-            raise CalibrationError(f"calibration has not seen {key}; calibrate with the same function")
+            raise CalibrationError(
+                f"calibration has not seen {key}: no batch runs that branch, or the function is another; add a batch "
+                "that does, or keep the branch in float by a qc.Rule"
+            )
         made = self.producer.get(owner)
         place = f"{key} ({identity.describe(made) if made else 'input'})"
         stats = self.program.stats[key]

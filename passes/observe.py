@@ -4,7 +4,8 @@
         ->
     y = region[conv] (observe x) w; z = region[conv] (observe y) v
 
-Every real value that will be stored as integers is marked: inputs, region results, and what islands hand to regions.
+Every real value that will be stored as integers is marked: inputs, region results, what loops read, and what islands
+hand to regions.
 A view has its operand's range, so it is not marked. Outputs stay the same.
 """
 
@@ -13,18 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from qcompiler import ops
+from qcompiler import ops, state
 from qcompiler.errors import CalibrationError, QuantizationError
-from qcompiler.ir import _compat, classes, identity, replay
+from qcompiler.ir import _compat, classes, identity, loops, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
+from qcompiler.numerics import masks
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.ranges import Histogram
 from qcompiler.numerics.types import QuantType
-from qcompiler.passes import _masks
+from qcompiler.passes import _masks, _observed_loops
 
 
 def observe(program: Program) -> Program:
@@ -55,7 +56,7 @@ def observed_values(program: Program) -> set[Any]:
     found: set[Any] = set()
     for eqn in program.eqns:
         is_region = eqn.primitive is ops.region_p
-        candidates = [*eqn.invars, *eqn.outvars] if is_region else []
+        candidates = [*eqn.invars, *eqn.outvars] if is_region else eqn.invars if loops.is_loop(eqn) else []
         for var in candidates:
             if isinstance(var, _compat.Literal) or var in constants or not classes.is_float(var):
                 continue
@@ -71,25 +72,16 @@ def reader(program: Program, results: bool = False) -> Callable[[Sequence[Any]],
     With `results`, `result#k` tells whether real result k holds NaN: what an island gives out is not marked.
     """
 
-    def read(weights: list[Any], inputs: list[Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-
-        def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> list[Any] | None:
-            if eqn.primitive is ops.observe_p:
-                found[eqn.params["id"]] = values[0]
-            return None
-
-        outputs = replay.evaluate(program.jaxpr, [*weights, *inputs], rule, keep_source=False)
-        return found | {key: jax.numpy.isnan(outputs[k]).any() for key, k in real.items()}
-
     real = {f"result#{k}": k for k, v in enumerate(program.outvars) if results and classes.is_float(v)}
-    compiled = jax.jit(read)
-    marked = [eqn.params["id"] for eqn in program.eqns if eqn.primitive is ops.observe_p]
+    run = _observed_loops.runner(program)
+    marked = observed_ids(program)
 
     def ordered(inputs: Sequence[Any]) -> dict[str, Any]:
-        # What jit returns is sorted by name; the first bad value of a batch is the first in program order.
-        found = compiled(list(program.weights.values()), list(inputs))
-        return {key: found[key] for key in (*marked, *real)}
+        outputs, found = run(list(program.weights.values()), list(inputs))
+        found = found | {key: np.isnan(np.asarray(outputs[k], np.float32)).any() for key, k in real.items()}
+        # What jit returns is sorted by name; the first bad value of a batch is the first in program order. A body that
+        # never runs has none.
+        return {key: found[key] for key in (*marked, *real) if key in found}
 
     return ordered
 
@@ -115,14 +107,19 @@ class Collector:
         self._input_types = dict(input_types or {})
         self._estimator_for = estimator_for
         self._where = places(program)
-        numbers = _masks.never_masks(program)
-        constants, inputs = Constants(program), set(program.input_vars) - numbers
-        masked = _masks.masked_values(program, constants, _masks.MASK) - numbers
-        self._masked = {program.ids[v] for v in masked}
-        may_mask = _masks.masked_values(program, constants, _masks.MASK, inputs) - numbers
-        self._may_mask = {program.ids[v] for v in may_mask}
+        self._masked: set[str] = set()
+        self._may_mask: set[str] = set()
+        for part in loops.nested(program):
+            numbers = _masks.never_masks(part)
+            constants, inputs = Constants(part), set(part.input_vars) - numbers
+            masked = _masks.masked_values(part, constants, masks.MASK) - numbers
+            self._masked.update(part.ids[v] for v in masked)
+            may_mask = _masks.masked_values(part, constants, masks.MASK, inputs) - numbers
+            self._may_mask.update(part.ids[v] for v in may_mask)
         self._inputs = [f"input:{n}" for n in program.signature.input_names]
         self._histograms: dict[str, Histogram] = {}
+        # What is state has one range, before a call and after it.
+        self._same = {_observed(program, program.outvars[j]): self._inputs[k] for k, j in state.pairs_of(program)}
         self._batches = 0
 
     def add(
@@ -169,9 +166,9 @@ class Collector:
         array = np.asarray(array).astype(np.float32, copy=False)
         if array.size and key in self._may_mask:
             # In inputs, and what they are added to, a large positive number is a mistake.
-            array = _masks.brought_near(array, above=key in self._masked)
+            array = masks.brought_near(array, above=key in self._masked)
         try:
-            self._histograms.setdefault(key, Histogram()).update(array)
+            self._histograms.setdefault(self._same.get(key, key), Histogram()).update(array)
         except ValueError as error:
             bad = "NaN" if np.isnan(array).any() else "infinity"
             if key in self._inputs:
@@ -187,21 +184,38 @@ class Collector:
     @property
     def stats(self) -> dict[str, Any]:
         """Value id -> `RangeStats`."""
-        return {key: histogram.stats for key, histogram in self._histograms.items()}
+        found = {key: histogram.stats for key, histogram in self._histograms.items()}
+        return found | {key: found[same] for key, same in self._same.items() if same in found}
+
+
+def _observed(program: Program, atom: Any) -> str:
+    """The id under which a value is observed, views of it too; an empty one if it is not."""
+    while (made := program.producer.get(atom) if isinstance(atom, _compat.Var) else None) is not None:
+        if made.primitive is ops.observe_p:
+            return made.params["id"]
+        if made.params.get("kind") != "view":
+            break
+        atom = made.invars[0]
+    return ""
 
 
 def places(program: Program) -> dict[str, str]:
     """Value id -> where it is computed, for messages: in program order."""
     found = {f"input:{n}": "an input of the model" for n in program.signature.input_names}
-    for eqn in program.eqns:
-        if eqn.primitive is not ops.observe_p:
-            found[program.ids[eqn.outvars[0]]] = identity.describe(eqn)
+    for part in loops.nested(program):
+        found |= {f"input:{n}": "read by the body of a loop" for n in part.signature.input_names if part is not program}
+        for eqn in part.eqns:
+            if eqn.primitive is not ops.observe_p:
+                found[part.ids[eqn.outvars[0]]] = identity.describe(eqn)
     return found
 
 
 def without_observers(program: Program) -> Program:
     """The program with every mark removed."""
+    return loops.everywhere(_unmarked, program)
 
+
+def _unmarked(program: Program) -> Program:
     def make(builder: Builder, *inputs: Any) -> list[Any]:
         args = [*(builder.get(n) for n in program.weights), *inputs]
         skip: Callable[[Any, Any], Any] = lambda eqn, values: values if eqn.primitive is ops.observe_p else None
@@ -221,4 +235,5 @@ def collect(program: Program, batches: Iterable[Sequence[Any]]) -> Program:
 
 def observed_ids(program: Program) -> list[str]:
     """Ids of the marked values, in program order: programs of one model at other batch sizes agree on them."""
-    return [eqn.params["id"] for eqn in program.eqns if eqn.primitive is ops.observe_p]
+    every = [eqn for part in loops.nested(program) for eqn in part.eqns]
+    return [eqn.params["id"] for eqn in every if eqn.primitive is ops.observe_p]

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qcompiler import ops
-from qcompiler.ir import _compat, classes, identity, replay
+from qcompiler.ir import _compat, classes, identity, loops, replay
 from qcompiler.ir.program import Builder, Program, rewrite
 from qcompiler.passes._growth import Grower, Region
 
@@ -147,6 +147,8 @@ class _Planner:
     def why_island(self, eqn: _compat.JaxprEqn) -> str | None:
         """Why an equation stays float; None if no real number is computed or read by it."""
         atoms = [*eqn.invars, *eqn.outvars]
+        if loops.is_loop(eqn):
+            return None
         if not any(classes.is_float(v) for v in atoms if v not in self.constants):
             return None
         if not any(map(classes.is_float, eqn.outvars)):

@@ -6,6 +6,7 @@ qmodel = qc.trace(model, x).calibrate(batches).quantize().compile()
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -41,6 +42,7 @@ def quantize(
     verify: str = "probe",
     weights: str | None = None,
     dump: Any = None,
+    state: Mapping[str, Any] | None = None,
 ) -> QuantizedModel:
     """Quantizes a model to integers with a handful of example inputs.
 
@@ -61,6 +63,9 @@ def quantize(
       verify: `probe`: every pass against the first batch; `types`: types only; `off`.
       weights: `constant` or `argument`: how they reach XLA; None: constant up to 512 MiB.
       dump: folder for the program after every pass; also `QCOMPILER_DUMP_TO`.
+      state: name of an input -> place of its next value in the result (an index or key, None for all of it), as
+        `{"cache": 1}` of a function that gives `logits, cache`. It goes in and comes out as codes, and starts as
+        `QuantizedModel.init_state()`; calibration batches hold it in float.
 
     Returns:
       A `QuantizedModel`: callable as the model is, without the weights.
@@ -68,7 +73,7 @@ def quantize(
     Raises:
       QuantizationError: one of its subclasses; the message says what, where, and what to do.
     """
-    source = source_of(fn_or_model, params, variables, method, apply_kwargs)
+    source = dataclasses.replace(source_of(fn_or_model, params, variables, method, apply_kwargs), state=state or {})
     chosen = recipes.named(recipe)
     targets.named(target, backend)
     check_choice("io", io, ("float", "int"))
@@ -90,10 +95,11 @@ def trace(
     recipe: recipes.Recipe | str | None = None,
     verify: str = "types",
     dump: Any = None,
+    state: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Traced:
     """Captures a model for inputs like `args` and `kwargs` (arrays or `jax.ShapeDtypeStruct`s); see `quantize`."""
-    source = source_of(fn_or_model, params, variables, method, apply_kwargs)
+    source = dataclasses.replace(source_of(fn_or_model, params, variables, method, apply_kwargs), state=state or {})
     return start(source, args, kwargs, recipes.named(recipe), verify, Dumper(dump))
 
 

@@ -24,6 +24,7 @@ from flax import linen, nnx
 
 from qcompiler.errors import TraceError
 from qcompiler.ir import Program, _compat, identity, tracing
+from qcompiler.state import noted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Source:
       weights: pytree of arrays.
       parameters: names of the inputs that can be passed by keyword, positional ones first in order.
       keeps_rngs: whether the model holds random number streams of its own, which inference must not draw from.
+      state: see `state.noted`.
     """
 
     fun: Callable[..., Any]
     weights: Any
     parameters: tuple[str, ...]
     keeps_rngs: bool = False
+    state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         """The program for inputs of these shapes.
@@ -52,7 +55,7 @@ class Source:
         _check_captured(program)
         if self.keeps_rngs:
             _refuse_draws(program)
-        return program
+        return noted(program, self.state, self.parameters) if self.state else program
 
 
 def source_of(

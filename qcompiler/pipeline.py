@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qcompiler import ops
+from qcompiler import ops, state
 from qcompiler.backends import lax_int
 from qcompiler.debug.dumps import Dumper
 from qcompiler.debug.noise import simulation_noise
 from qcompiler.debug.report import PassRecord, sqnr_db
 from qcompiler.errors import QuantizationError, RecipeError, VerificationError
-from qcompiler.ir import Program, _compat, replay, serialize
+from qcompiler.ir import Program, _compat, loops, replay, serialize
 from qcompiler.passes import (
     assign_precision,
     equalize,
@@ -39,17 +39,19 @@ from qcompiler.recipe import Recipe
 
 #: Passes that a user can name, as functions of a program (and of a recipe where they need one).
 PASSES: dict[str, Callable[..., Program]] = {
-    "simplify": lambda program, recipe: simplify.simplify(program),
-    "fold_norms": lambda program, recipe: fold_norms.fold_norms(program),
-    "equalize": lambda program, recipe: equalize.equalize(program),
-    "partition": lambda program, recipe: partition.partition(program),
-    "observe": lambda program, recipe: observe.observe(program),
+    "simplify": lambda program, recipe: loops.everywhere(simplify.simplify, program),
+    "fold_norms": lambda program, recipe: loops.everywhere(fold_norms.fold_norms, program),
+    "equalize": lambda program, recipe: loops.everywhere(equalize.equalize, program),
+    "partition": lambda program, recipe: loops.everywhere(partition.partition, program),
+    "observe": lambda program, recipe: loops.everywhere(observe.observe, program),
     "assign_precision": lambda program, recipe: assign_precision.assign_precision(
         observe.without_observers(program), recipe
     ),
-    "insert_qdq": lambda program, recipe: insert_qdq.insert_qdq(program, recipe.estimator_for),
+    "insert_qdq": lambda program, recipe: loops.everywhere(
+        lambda part: insert_qdq.insert_qdq(part, recipe.estimator_for), program
+    ),
     "fuse": lambda program, recipe: fuse.fuse(program),
-    "fold_zero_points": lambda program, recipe: fold_zero_points.fold_zero_points(program),
+    "fold_zero_points": lambda program, recipe: loops.everywhere(fold_zero_points.fold_zero_points, program),
     "lower": lambda program, recipe: lax_int.lower(program),
 }
 FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "partition", "observe")
@@ -160,31 +162,8 @@ class PassManager:
         """
         if self.verify != "probe" or self.probe is None:
             return
-        unfolded = {e.params["id"]: e for e in fused.eqns if e.primitive is ops.region_p}
-        weight_of, fused_weight_of = folded.weight_of, fused.weight_of
-        held = lambda program, names, eqn: [program.weights.get(names.get(v)) for v in eqn.invars]
-
-        def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> list[Any] | None:
-            if eqn.primitive is not ops.region_p or eqn.params["id"] in folded.notes["float_regions"]:
-                return None
-            other = unfolded[eqn.params["id"]]
-            weights = held(folded, weight_of, eqn)
-            refolded = other.params["body"] is not eqn.params["body"] and eqn.params["kind"] in ("dot", "conv")
-            before = held(fused, fused_weight_of, other) if refolded else []
-            integers, off, same = _check_region(eqn, values, weights, other, before)
-            if max(off, default=0) > 1:
-                off = _beyond_noise(eqn, values, integers)
-            if max(off, default=0) > 1:
-                raise VerificationError(
-                    f"region {eqn.params['id']}: the integers are {max(off)} steps away from the simulation"
-                )
-            if not same:
-                raise VerificationError(f"region {eqn.params['id']}: folding its zero points changed its integers")
-            return integers
-
         try:
-            args = [*folded.weights.values(), *self.probe]
-            outputs = [np.asarray(y) for y in replay.evaluate(folded.jaxpr, args, rule, keep_source=False)]
+            outputs = state.decoded(folded, _checked(fused, folded, state.coded(folded, self.probe)))
         except VerificationError as error:
             raise VerificationError(f"{error}; {self._reproducer('lower', folded)}") from error
         self.sqnr = _agreement(self.reference, outputs)
@@ -198,6 +177,42 @@ class PassManager:
         except Exception as error:
             return f"no reproducer could be written ({error})"
         return f"reproducer: qcompiler.ir.serialize.load({os.fspath(path)!r}), then pass {name!r}"
+
+
+def _checked(fused: Program, folded: Program, inputs: Sequence[Any]) -> list[Any]:
+    """The results of the integers, every region and every body of a loop in its first step compared; see above."""
+    unfolded = {e.params["id"]: e for e in fused.eqns if e.primitive is ops.region_p}
+    unfolded_loops = {fused.ids[e.outvars[0]]: e for e in loops.loops_of(fused)}
+    weight_of, fused_weight_of = folded.weight_of, fused.weight_of
+    held = lambda program, names, eqn: [program.weights.get(names.get(v)) for v in eqn.invars]
+
+    def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> list[Any] | None:
+        if loops.is_loop(eqn):
+            other = unfolded_loops[folded.ids[eqn.outvars[0]]]
+            pairs = zip(loops.bodies(fused, other), loops.bodies(folded, eqn), strict=True)
+            for k, (before, after) in enumerate(pairs):
+                first = loops.first_inputs(eqn, values, after, k)
+                if first is not None:
+                    _checked(before.program, after.program, first)
+            return None
+        if eqn.primitive is not ops.region_p or eqn.params["id"] in folded.notes["float_regions"]:
+            return None
+        other = unfolded[eqn.params["id"]]
+        weights = held(folded, weight_of, eqn)
+        refolded = other.params["body"] is not eqn.params["body"] and eqn.params["kind"] in ("dot", "conv")
+        before = held(fused, fused_weight_of, other) if refolded else []
+        integers, off, same = _check_region(eqn, values, weights, other, before)
+        if max(off, default=0) > 1:
+            off = _beyond_noise(eqn, values, integers)
+        if max(off, default=0) > 1:
+            raise VerificationError(
+                f"region {eqn.params['id']}: the integers are {max(off)} steps away from the simulation"
+            )
+        if not same:
+            raise VerificationError(f"region {eqn.params['id']}: folding its zero points changed its integers")
+        return integers
+
+    return replay.evaluate(folded.jaxpr, [*folded.weights.values(), *inputs], rule, keep_source=False)
 
 
 def _check_region(

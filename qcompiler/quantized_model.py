@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from qcompiler import ops, pipeline
+from qcompiler import ops, pipeline, state
 from qcompiler.backends import lax_int
 from qcompiler.calls import call, flatten, retrace
 from qcompiler.debug import census, report
@@ -85,6 +85,25 @@ class QuantizedModel:
         made = (None if isinstance(v, _compat.Literal) else program.producer.get(v) for v in program.outvars)
         return tuple(_encoding(program, eqn) for eqn in made)
 
+    @functools.cached_property
+    def state_encodings(self) -> dict[str, Encoding | None]:
+        """Input name -> how what is state is encoded; None where it stays as the model has it."""
+        program = self._quantized.program
+        names = [program.signature.input_names[k] for k, _ in state.pairs_of(program)]
+        return dict(zip(names, program.notes.get(state.STATE_CODES, ()), strict=True))
+
+    def init_state(self, **values: Any) -> dict[str, Any]:
+        """Name of each state -> its codes, as a call takes them.
+
+        Args:
+          **values: state in float, as a float call leaves it; zeros of the calibrated shapes where it is not given.
+
+        Raises:
+          SignatureError: no such state, or another structure than was calibrated.
+        """
+        source = self._quantized._source
+        return state.initial(self._quantized.program, source.state, source.parameters, values)
+
     def _run(self, which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         reference = self.program if which == "integers" else self._quantized.programs["insert_qdq"]
         flat = flatten(call(*args, **kwargs), reference, "this call")
@@ -124,8 +143,7 @@ class QuantizedModel:
         quantized = self._quantized
         if key == self._key(quantized.programs[stage].input_avals):
             return quantized.programs[stage]
-        if self._io == "int":
-            args, kwargs = self._float_avals(args, kwargs)
+        args, kwargs = self._float_avals(args, kwargs)
         abstract = jax.tree_util.tree_map(tracing.abstract, (args, kwargs))
         manager = pipeline.retracing_manager()
         retraced = retrace(quantized._source, call(*abstract[0], **abstract[1]), SignatureError, "this call")
@@ -142,7 +160,7 @@ class QuantizedModel:
     def _float_avals(self, args: Any, kwargs: Any) -> Any:
         """Avals with the float dtypes that the integer codes stand for."""
         flat, tree = jax.tree_util.tree_flatten((args, kwargs))
-        real = self._quantized.program.input_avals
+        real = self._quantized._calibrated.input_avals
         avals = [jax.ShapeDtypeStruct(tracing.abstract(x).shape, a.dtype) for x, a in zip(flat, real, strict=True)]
         return jax.tree_util.tree_unflatten(tree, avals)
 

@@ -250,9 +250,9 @@ class Quantized(_Stage):
         check_choice("io", io, ("float", "int"))
         check_choice("weights", weights, (None, "constant", "argument"))
         manager = _branched(self._manager)
-        if io == "int" and not self.program.notes["islands"]:
+        if io == "int" and not report.islands_of(self.program):
             _refuse_uncoded(self.program)
         lowered = manager.run("lower", self.program, lambda p: lax_int.lower(p, io))
-        if io == "int" and not lowered.notes["islands"] and (found := census.float_avals(lowered)):
+        if io == "int" and not report.islands_of(lowered) and (found := census.float_avals(lowered)):
             raise VerificationError(f"the integer program holds {len(found)} float values, such as {found[0].aval}")
         return QuantizedModel(self, lowered, io, weights, report_of(lowered, manager))

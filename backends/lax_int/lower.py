@@ -18,7 +18,7 @@ from qcompiler import ops
 from qcompiler.backends.lax_int import bounds, isolation, rounding, rules, tables, wide
 from qcompiler.backends.lax_int.context import Context
 from qcompiler.backends.lax_int.values import Int, Known, Real, Term
-from qcompiler.ir import _compat, replay
+from qcompiler.ir import _compat, loops, replay
 from qcompiler.ir.program import Builder, Program, build
 from qcompiler.numerics import fixed_point
 
@@ -34,6 +34,10 @@ def lower(program: Program, io: str = "float") -> Program:
     Raises:
       OverflowProofError: an int32 accumulator could overflow.
     """
+    return loops.change(_lowered(program, io), lower)
+
+
+def _lowered(program: Program, io: str) -> Program:
     weight_of = program.weight_of
     entries = input_codes(program) if io == "int" else {}
     avals = [entries[v].outvars[0].aval if v in entries else v.aval for v in program.input_vars]

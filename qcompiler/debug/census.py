@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from qcompiler.errors import VerificationError
+from qcompiler.ir import _compat
 from qcompiler.ir.program import Program
 
 _TYPE = re.compile(r"\b(f8\w*|bf16|f16|f32|f64|s4|u4|s8|u8|s16|u16|s32|u32|s64|u64|pred)\[")
@@ -41,7 +43,15 @@ def check_integer_only(program: Program) -> None:
         raise VerificationError(f"the integer program holds float types: {', '.join(found)}")
 
 
+def _made(jaxpr: Any) -> Iterator[Any]:
+    """The variables that equations make, in bodies too."""
+    for eqn in _compat.open_jaxpr(jaxpr).eqns:
+        yield from eqn.outvars
+        for sub in _compat.sub_jaxprs(eqn):
+            yield from _made(sub)
+
+
 def float_avals(program: Program) -> list[Any]:
     """The float variables of a program, weights and inputs included."""
-    every = [*program.invars, *(v for eqn in program.eqns for v in eqn.outvars)]
+    every = [*program.invars, *_made(program.jaxpr)]
     return [v for v in every if jax.dtypes.issubdtype(v.aval.dtype, jax.numpy.floating)]

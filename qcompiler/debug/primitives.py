@@ -15,12 +15,13 @@ _SUMS = frozenset(name for name, kind in _growth.KIND_OF_ANCHOR.items() if kind 
 _LINEAR = classes.AFFINE | classes.CLAMP | classes.COMPARE | classes.LOGIC | frozenset({"abs", "select_n"})
 _LOOPS = {
     "scan": f"unrolled, up to {_unroll.MOST_EQUATIONS} equations, or {_unroll.MOST_LAYERS} steps over stacked weights; "
-    "batched where nothing is carried",
-    "cond": "the branch, where it is known",
+    "batched where nothing is carried; else a body of integers",
+    "while": "condition and body of integers",
+    "cond": "the branch, where it is known; else branches of integers",
 }
 #: Names of the registries that no public function binds.
 _NOT_BOUND = frozenset({"copy_p", "expand_dims"})
-_FLOAT_ALONE = frozenset(classes.FLOAT_ONLY) - frozenset(_LOOPS) - frozenset(_canonical.FORMS)
+_FLOAT_ALONE = frozenset(classes.FLOAT_ONLY) - frozenset(_canonical.FORMS)
 
 
 def ways(name: str) -> list[str]:
@@ -87,6 +88,7 @@ _HEAD = [
     "| table | any function of one value, however long: one entry per code |",
     "| general arithmetic | software floating point of integers within a region, rounded once at its result |",
     "| as other primitives | `simplify` spells it so |",
+    "| a body of integers | the loop stays one; what it carries keeps one encoding |",
     "",
     f"Each has a test of its name: `{TESTS}::test_primitive[NAME]`. Primitives that read and give integers alone stay "
     "as they are, exact.",

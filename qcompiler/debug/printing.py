@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qcompiler.ir import _compat, identity
+from qcompiler.ir import _compat, identity, loops
 from qcompiler.ir.program import Program
 
 #: Parameters that repeat what the line says already, or say nothing.
@@ -20,6 +20,9 @@ _HIDDEN = frozenset(
         "roles",
         "computation",
         "jaxpr",
+        "branches",
+        "cond_jaxpr",
+        "body_jaxpr",
     }
 )
 
@@ -54,14 +57,26 @@ def _body_lines(eqns: list[Any], names: dict[Any, str], indent: str, ids: dict[A
         if ids is not None:
             line += f"    # {ids[eqn.outvars[0]]}  {identity.source_of(eqn)}"
         lines.append(line)
-        if "body" in eqn.params:
+        for body, reads in _bodies(eqn):
             inner: dict[Any, str] = {}
-            for var, outer in zip(_compat.invars_of(eqn.params["body"]), eqn.invars, strict=True):
-                inner[var] = _name(outer, names)
-            body = _compat.open_jaxpr(eqn.params["body"])
-            lines += _body_lines(body.eqns, inner, indent + "    ", None)
-            lines.append(f"{indent}    yield " + ", ".join(_name(v, inner) for v in body.outvars))
+            for place, (var, k) in enumerate(zip(_compat.invars_of(body), reads, strict=True)):
+                inner[var] = f".in{place}" if k is None else _name(eqn.invars[k], names)
+            inside = _compat.open_jaxpr(body)
+            lines += _body_lines(inside.eqns, inner, indent + "    ", None)
+            lines.append(f"{indent}    yield " + ", ".join(_name(v, inner) for v in inside.outvars))
     return lines
+
+
+def _bodies(eqn: _compat.JaxprEqn) -> list[tuple[Any, list[int | None]]]:
+    """What an equation holds, and which of its operands each argument is; None where it differs from step to step."""
+    if "body" in eqn.params:
+        return [(eqn.params["body"], list(range(len(eqn.invars))))]
+    if eqn.primitive in _compat.CONTROL_FLOW:
+        return [
+            (body, [k if place < held else None for place, k in enumerate(reads)])
+            for body, reads, held in loops.parts_of(eqn)
+        ]
+    return []
 
 
 def _type(aval: Any) -> str:

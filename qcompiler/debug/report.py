@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from qcompiler.ir import classes
+from qcompiler.ir import _compat, classes, loops
 from qcompiler.ir.program import Program
 
 
@@ -108,14 +109,31 @@ def islands_of(program: Program) -> tuple[Island, ...]:
     total = max(1, program.notes.get("total_macs", 0))
     return tuple(
         Island(i["primitive"], i["module_path"], i["source"], i["reason"], i["macs"] / total)
-        for i in program.notes.get("islands", ())
+        for i in _noted(program.notes)
     )
+
+
+def _noted(notes: Mapping[str, Any], times: int = 1) -> Iterator[dict[str, Any]]:
+    """The islands of a program, then those of its loops' bodies, their multiply-adds in all steps."""
+    yield from ({**island, "macs": times * island["macs"]} for island in notes.get("islands", ()))
+    for bodies in notes.get(loops.BODIES, {}).values():
+        for body in bodies:
+            yield from _noted(body, times * body.get("steps", 1))
 
 
 def count_ops(program: Program) -> tuple[int, int]:
     """(integer, float) equations of a program by their results."""
-    kinds = Counter(classes.is_float(eqn.outvars[0]) for eqn in program.eqns)
+    kinds = Counter(classes.is_float(eqn.outvars[0]) for eqn in _equations(program.jaxpr))
     return kinds[False], kinds[True]
+
+
+def _equations(jaxpr: Any) -> Iterator[_compat.JaxprEqn]:
+    """The equations, with those in bodies of loops; a region is one."""
+    for eqn in _compat.open_jaxpr(jaxpr).eqns:
+        inside = _compat.sub_jaxprs(eqn) if loops.is_loop(eqn) else ()
+        yield from (e for sub in inside for e in _equations(sub))
+        if not inside:
+            yield eqn
 
 
 def weight_bytes(arrays: Any) -> int:

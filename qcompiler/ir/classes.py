@@ -53,9 +53,6 @@ WIDE = (
 PRODUCT = frozenset("dot_general conv_general_dilated".split())
 #: What stays float, and why.
 FLOAT_ONLY = {
-    "while": "a loop whose number of steps is not known beforehand",
-    "scan": "a loop of more than 2048 equations (128 steps over stacked weights) is not unrolled, and has no rule",
-    "cond": "a branch that inputs choose has no integer rule yet",
     "bitcast_convert_type": "bits that are read as a real number, as random reals are made, have no scale",
     "scatter-mul": "products at places that inputs choose have no integer rule yet",
     "reduce": "a reduction by a function of one's own has no integer rule",

@@ -85,17 +85,33 @@ def trace(
     def make(builder: Builder, *inputs: Any) -> list[Any]:
         values = [builder.get(n) for n in named]
         held = [builder.get(n) for n in consts]
-        return _inline(builder, closed, held, [*values, *inputs], root_scope)
+        return inline(builder, closed, held, [*values, *inputs], root_scope=root_scope)
 
     return build(make, named | consts, avals, signature)
 
 
-def _inline(builder: Builder, closed: Any, consts: list[Any], args: list[Any], root_scope: str | None) -> list[Any]:
-    """Replays `closed` with calls dissolved, scopes cleaned, and array literals lifted to weights."""
-    lifted = itertools.count()
+def inline(
+    builder: Builder,
+    closed: Any,
+    consts: list[Any],
+    args: list[Any],
+    *,
+    root_scope: str | None = None,
+    scopes: Sequence[str] = (),
+) -> list[Any]:
+    """Replays a jaxpr with calls dissolved, scopes cleaned, and array literals lifted to weights.
+
+    Args:
+      builder: gets the weights.
+      closed: the jaxpr.
+      consts, args: values of its constants and arguments.
+      root_scope: the scope that linen opens for the outermost module.
+      scopes: of what the jaxpr is a body of.
+    """
+    lifted, where = itertools.count(), "".join(f"{scope}/" for scope in scopes)
 
     def lift(value: Any) -> Any:
-        return builder.weight(f"literal#{next(lifted)}", _host(value))
+        return builder.weight(f"{where}literal#{next(lifted)}", _host(value))
 
     def walk(
         jaxpr: Any, consts: list[Any], args: list[Any], scopes: list[str], caller: Any = None, library: bool = False
@@ -135,7 +151,7 @@ def _inline(builder: Builder, closed: Any, consts: list[Any], args: list[Any], r
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(v) for v in _compat.open_jaxpr(jaxpr).outvars]
 
-    return walk(closed, consts, args, [])
+    return walk(closed, consts, args, list(scopes))
 
 
 def refuse_effects(eqn: _compat.JaxprEqn) -> None:

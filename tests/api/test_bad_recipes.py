@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 from bad_input import PARAMS, X, mlp, quantize, refused
-from islands import halved
+from islands import solved
 
 import qcompiler as qc
 from qcompiler.pipeline import PASSES, PassManager
@@ -100,22 +100,25 @@ FOUR = qc.QuantType(4, symmetric=True)
         ((qc.Rule(path="first"), qc.Rule(path="third", keep_float=True)), ("third", "matches no layer")),
         ((qc.Rule(primitive="tanh", weight=FOUR),), ("type to the weight of layers that have none", "tanh#0")),
         ((qc.Rule(primitive="tanh", activation=FOUR),), ("type to the activation of layers that have none",)),
-        ((qc.Rule(primitive="while", weight=FOUR),), ("matches only what stays float anyway", "while#0")),
+        (
+            (qc.Rule(primitive="triangular_solve", weight=FOUR),),
+            ("matches only what stays float anyway", "triangular_solve#0"),
+        ),
     ],
     ids=["same", "star_first", "covered", "keep_nothing", "no_weight", "no_activation", "island"],
 )
 def test_rules_that_decide_nothing(rules, parts):
-    fun = lambda params, x: jnp.tanh(mlp(params, halved(x)))
+    fun = lambda params, x: jnp.tanh(mlp(params, solved(x)))
     with refused(qc.RecipeError, *parts):
         quantize(fun, recipe=qc.Recipe(rules=rules))
 
 
 def test_rules_that_shield_or_repeat_what_is_so_are_fine():
-    fun = lambda params, x: jnp.tanh(mlp(params, halved(x)))
+    fun = lambda params, x: jnp.tanh(mlp(params, solved(x)))
     shielded = (
         qc.Rule(path="first"),
         qc.Rule(primitive="dot*", weight=FOUR),
-        qc.Rule(primitive="while", keep_float=True),
+        qc.Rule(primitive="triangular_solve", keep_float=True),
     )
     recipe = qc.Recipe(rules=shielded)
     types = qc.trace(fun, X, params=PARAMS, recipe=recipe).calibrate([X]).quantize().program.notes["types"]

@@ -249,10 +249,21 @@ CASES = {
             lax.scan(lambda h, t: ((h + t) / 2, h), x[:, 0], x.swapaxes(0, 1), reverse=True),
             lax.map(lambda row: jax.nn.softmax(row @ SQUARE), x),
             lax.fori_loop(0, 3, lambda k, h: h * 0.5 + k, x),
+            lax.fori_loop(0, 300, lambda _, h: jnp.tanh(h + x), x),
         ),
         sqnr=20.0,
     ),
-    "cond": case(lambda x: lax.cond(jnp.array(True), lambda x: x * 2, lambda x: x @ SQUARE, x)),
+    "while": case(
+        lambda x: lax.while_loop(lambda s: s[0] < jnp.argmax(x) % 3, lambda s: (s[0] + 1, jnp.tanh(s[1] + x)), (0, x)),
+        sqnr=20.0,
+    ),
+    "cond": case(
+        lambda x: (
+            lax.cond(jnp.array(True), lambda x: x * 2, lambda x: x @ SQUARE, x),
+            lax.cond(jnp.max(x) > -100, lambda x: jnp.tanh(x @ SQUARE), lambda x: jnp.zeros_like(x), x),
+        ),
+        sqnr=20.0,
+    ),
 }
 
 
@@ -300,9 +311,6 @@ def test_the_table_is_up_to_date():
 
 X = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
 ISLANDS = {
-    "while": lambda x: lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.tanh(s[1])), (0, x))[1],
-    "scan": lambda x: lax.fori_loop(0, 3000, lambda _, y: jnp.tanh(y), x),
-    "cond": lambda x: lax.cond(x[0, 0] > 0, jnp.tanh, jnp.exp, x),
     "bitcast_convert_type": lambda x: x * jax.random.normal(jax.random.key(0), x.shape),
     "scatter-mul": lambda x: x.at[jnp.argmax(x[0])].mul(x[1]),
     "reduce": lambda x: lax.reduce(x, np.float32(0), lambda a, b: a + 0.5 * b, (1,)),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from islands import halved
+from islands import solved
 
 import qcompiler as qc
 from qcompiler.debug import report
@@ -62,21 +62,24 @@ def test_nothing_is_claimed_before_types_are_assigned():
 
 
 def test_stages_report_what_is_decided():
-    traced = qc.trace(lambda p, x: halved(x @ p["w"]), X, params={"w": W})
+    traced = qc.trace(lambda p, x: solved(x @ p["w"]), X, params={"w": W})
     calibrated = traced.calibrate([X])
     for stage in (traced, calibrated):
         assert stage.report.integer_only is None and "undecided" in str(stage.report)
-    assert [i.primitive for i in calibrated.report.islands] == ["while"]
+    assert [i.primitive for i in calibrated.report.islands] == ["triangular_solve"]
     quantized = calibrated.quantize()
     assert quantized.report.integer_only is False and quantized.report.integer_mac_share == 1.0
     assert "integer only         no" in str(quantized.report)
 
 
 def test_islands_with_their_share_of_the_work():
-    fun = lambda p, x: jax.lax.cond(halved(x)[0, 0] > 0, lambda: x @ p["w"], lambda: x) @ p["w"] @ p["w"]
+    def fun(p, x):
+        image = jnp.ones((1, x.shape[1], 1, 1))
+        return solved(x) @ p["w"], jax.lax.conv(image, x[:, :, None, None], (1, 1), "VALID")
+
     program = partition(simplify(trace(fun, {"w": W}, (jax.ShapeDtypeStruct(X.shape, X.dtype),))))
     shares = {i.primitive: i.mac_share for i in report.islands_of(program)}
-    assert shares["cond"] == pytest.approx(1 / 3) and shares["while"] == 0
+    assert shares["conv_general_dilated"] == pytest.approx(1 / (1 + W.shape[1])) and shares["triangular_solve"] == 0
 
 
 def test_a_program_without_work_or_islands():

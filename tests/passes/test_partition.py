@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from jax import lax
 
 from qcompiler import ops
-from qcompiler.ir import _compat, identity, replay
+from qcompiler.ir import _compat, classes, identity, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.tracing import trace
 from qcompiler.passes import partition as partition_module
@@ -17,21 +18,16 @@ from qcompiler.passes.fold_norms import fold_norms
 from qcompiler.passes.partition import partition
 from qcompiler.passes.simplify import simplify
 
-
-def _normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 WEIGHTS = {
-    "w": _normal(8, 8),
-    "v": _normal(8, 8, seed=1),
-    "b": _normal(8, seed=2),
-    "s": np.abs(_normal(8, seed=3)) + np.float32(0.5),
-    "k": _normal(3, 3, 3, 8, seed=4),
-    "d": _normal(1, 1, 8, 8, seed=5),
+    "w": normal(8, 8),
+    "v": normal(8, 8, seed=1),
+    "b": normal(8, seed=2),
+    "s": np.abs(normal(8, seed=3)) + np.float32(0.5),
+    "k": normal(3, 3, 3, 8, seed=4),
+    "d": normal(1, 1, 8, 8, seed=5),
 }
-X = _normal(4, 8, seed=6)
-IMAGE = _normal(2, 6, 6, 3, seed=7)
+X = normal(4, 8, seed=6)
+IMAGE = normal(2, 6, 6, 3, seed=7)
 
 
 def _prepare(fun, *inputs, weights=WEIGHTS):
@@ -132,7 +128,7 @@ def test_products_of_activations_have_two_activations():
 
 
 def test_one_value_in_two_places_of_a_product_is_one_operand():
-    program = _partition(lambda p, x: x @ x, _normal(4, 4))
+    program = _partition(lambda p, x: x @ x, normal(4, 4))
     assert [e.params["roles"] for e in _regions(program)] == [("activation",)]
 
 
@@ -159,7 +155,7 @@ def test_a_basic_block_is_two_regions():
         y = jax.nn.relu(_conv(x, p["d"]) * p["s"] + p["b"])
         return jax.nn.relu(x + _conv(y, p["d"]))
 
-    program = _partition(fun, _normal(2, 4, 4, 8))
+    program = _partition(fun, normal(2, 4, 4, 8))
     assert _kinds(program) == ["conv", "conv"]
     assert sorted(_regions(program)[1].params["roles"]) == ["activation", "term", "weight"]
 
@@ -404,9 +400,8 @@ def test_islands_and_regions_of_one_primitive_have_ids_of_their_own():
         (lambda p, x: _conv(IMAGE, x), (WEIGHTS["k"],), "of a constant"),
         (lambda p, x: lax.bitcast_convert_type(x, jnp.int32), (X,), "computes no real number"),
         (lambda p, x: lax.igamma(jnp.exp(x), x[::-1]), (X,), "no integer rule"),
-        (lambda p, x: lax.fori_loop(0, 3000, lambda _, y: jnp.tanh(y @ p["w"]), x), (X,), "a loop"),
     ],
-    ids=["image", "bits", "igamma", "loop"],
+    ids=["image", "bits", "igamma"],
 )
 def test_other_things_are_islands(fun, inputs, reason):
     program = _partition(fun, *inputs)
@@ -419,10 +414,9 @@ def test_multiply_adds_of_loops_and_branches_count():
         y = lax.scan(lambda c, _: (jnp.tanh(c @ p["w"]), None), x, None, length=3000)[0]
         return lax.cond(y[0, 0] > 0, lambda: y @ p["w"], lambda: y), y @ p["v"]
 
-    program = _partition(fun, X)
-    macs = {i["primitive"]: i["macs"] for i in program.notes["islands"]}
-    product = 4 * 8 * 8
-    assert macs["scan"] == 3000 * product and macs["cond"] == product
+    program, product = _partition(fun, X), 4 * 8 * 8
+    macs = {e.primitive.name: classes.multiply_adds(e) for e in program.eqns if e.primitive.name in ("scan", "cond")}
+    assert macs == {"scan": 3000 * product, "cond": product}
     assert program.notes["total_macs"] == 3002 * product
 
 
@@ -468,7 +462,7 @@ def _model(p, x):
 
 
 def test_ids_do_not_depend_on_the_batch_size():
-    one, four = (_partition(_model, _normal(n, 6, 6, 3)) for n in (1, 4))
+    one, four = (_partition(_model, normal(n, 6, 6, 3)) for n in (1, 4))
     assert list(one.ids.values()) == list(four.ids.values())
     assert [(e.params["id"], e.params["kind"], e.params["roles"]) for e in _regions(one)] == [
         (e.params["id"], e.params["kind"], e.params["roles"]) for e in _regions(four)

@@ -7,19 +7,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qcompiler import pipeline
 from qcompiler.backends import lax_int
 from qcompiler.debug import reference
-from qcompiler.ir import _compat, replay, tracing
+from qcompiler.ir import _compat, loops, replay, tracing
 from qcompiler.ir.program import Builder, Program, build
-from qcompiler.passes.assign_precision import assign_precision
-from qcompiler.passes.equalize import equalize
-from qcompiler.passes.fold_norms import fold_norms
-from qcompiler.passes.fold_zero_points import fold_zero_points
-from qcompiler.passes.fuse import fuse
-from qcompiler.passes.insert_qdq import insert_qdq
-from qcompiler.passes.observe import Collector, observe, without_observers
-from qcompiler.passes.partition import partition
-from qcompiler.passes.simplify import simplify
+from qcompiler.passes.observe import Collector, reader
 from qcompiler.recipe import Recipe
 
 
@@ -48,16 +41,17 @@ def compile_stages(
     """Compiles `fun(weights, *inputs)`, calibrated on these inputs (or with `stats`)."""
     recipe = recipe or Recipe()
     names = tuple(f"x{k}" for k in range(len(inputs)))
-    traced = fold_norms(simplify(tracing.trace(fun, weights, tuple(inputs), parameter_names=names)))
-    program = partition(equalize(traced) if recipe.equalizes else traced)
-    program = _calibrated(observe(program), inputs) if stats is None else program.replace(stats=stats)
-    program = assign_precision(without_observers(program), recipe)
-    fused = fuse(insert_qdq(program, recipe.estimator_for))
-    return Stages(traced, fused, fold_zero_points(fused))
+    program = tracing.trace(fun, weights, tuple(inputs), parameter_names=names)
+    run = lambda program, *names: functools.reduce(lambda p, name: pipeline.PASSES[name](p, recipe), names, program)
+    traced = run(program, "simplify", "fold_norms")
+    program = run(traced, *(["equalize"] if recipe.equalizes else []), "partition", "observe")
+    program = _calibrated(program, inputs) if stats is None else program.replace(stats=stats)
+    fused = run(program, "assign_precision", "insert_qdq", "fuse")
+    return Stages(traced, fused, run(fused, "fold_zero_points"))
 
 
 def _calibrated(program: Program, inputs: Sequence[Any]) -> Program:
-    """The program with `stats` of one batch, its floats computed in NumPy: nothing is compiled."""
+    """The program with `stats` of one batch, its floats computed in NumPy: nothing is compiled, but bodies of loops."""
 
     def read(stored: Sequence[Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -70,7 +64,7 @@ def _calibrated(program: Program, inputs: Sequence[Any]) -> Program:
         return found
 
     collector = Collector(program)
-    collector.add(read, list(inputs))
+    collector.add(reader(program) if loops.loops_of(program) else read, list(inputs))
     return program.replace(stats=collector.stats)
 
 

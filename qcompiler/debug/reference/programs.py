@@ -53,10 +53,48 @@ def equation(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
         return [dequantize(*operands)]
     if name == "qc_requantize":
         return requantize(eqn, operands)
+    if name in _LOOPS:
+        return _LOOPS[name](eqn, operands)
     if not any(map(classes.is_float, (*eqn.invars, *eqn.outvars))):
         # Integers of the model itself, on their way to where it makes them real.
         return [np.asarray(x) for x in _compat.bind(eqn, list(operands))]
     raise QuantizationError(f"{name} is an island: the reference interprets integers only")
+
+
+def _body(jaxpr: Any, operands: Sequence[Any]) -> list[np.ndarray]:
+    """The results of a body of a loop."""
+    env: dict[Any, Any] = dict(zip(_compat.invars_of(jaxpr), map(np.asarray, operands), strict=True))
+    for eqn in _compat.open_jaxpr(jaxpr).eqns:
+        env.update(zip(eqn.outvars, equation(eqn, [read(env, v) for v in eqn.invars]), strict=True))
+    return [np.asarray(read(env, v)) for v in _compat.open_jaxpr(jaxpr).outvars]
+
+
+def _scan(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
+    held, count = _compat.scan_counts(eqn)
+    fixed, carry, stacked = operands[:held], list(operands[held : held + count]), operands[held + count :]
+    order = range(eqn.params["length"])
+    rows: dict[int, list[np.ndarray]] = {}
+    for t in reversed(order) if eqn.params["reverse"] else order:
+        out = _body(eqn.params["jaxpr"], [*fixed, *carry, *(x[t] for x in stacked)])
+        carry, rows[t] = out[:count], out[count:]
+    empty = [np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars[count:]]
+    return [*carry, *([np.stack(ys) for ys in zip(*(rows[t] for t in order), strict=True)] if rows else empty)]
+
+
+def _while(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
+    before, within = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    tested, fixed, carry = operands[:before], operands[before : before + within], list(operands[before + within :])
+    while _body(eqn.params["cond_jaxpr"], [*tested, *carry])[0]:
+        carry = _body(eqn.params["body_jaxpr"], [*fixed, *carry])
+    return [np.asarray(x) for x in carry]
+
+
+def _cond(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
+    branches = eqn.params["branches"]
+    return _body(branches[min(max(int(operands[0]), 0), len(branches) - 1)], operands[1:])
+
+
+_LOOPS = {"scan": _scan, "while": _while, "cond": _cond}
 
 
 def input_codes(program: Any, inputs: Sequence[Any]) -> list[np.ndarray]:
