@@ -13,7 +13,7 @@ from qcompiler.debug.report import sqnr_db
 from qcompiler.errors import RecipeError, SignatureError
 from qcompiler.models import llama
 
-CONFIG = llama.LlamaConfig(width=32, depth=2, heads=4, kv_heads=2, hidden=64, context=16)
+CONFIG = llama.LlamaConfig(width=32, depth=1, heads=4, kv_heads=2, hidden=64, context=16)
 PARAMS = llama.init(jax.random.key(0), CONFIG)
 TOKENS = np.random.default_rng(0).integers(0, 256, (3, 12)).astype(np.int32)
 STEP = functools.partial(llama.step, CONFIG)

@@ -25,6 +25,7 @@ def run(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_perplexity(run, capsys):
     row = run("lstm", lstm.RecurrentLM(16, rngs=nnx.Rngs(0)), 16)
     assert row["islands"] == 0 and row["sqnr_db"] > 20
@@ -34,8 +35,11 @@ def test_perplexity(run, capsys):
     assert f"{row['float']:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_mean_average_precision(run):
-    row = run("detector", detector.Detector(len(procedural.CLASSES), rngs=nnx.Rngs(0)), 32)
+    model = detector.Detector(len(procedural.CLASSES), rngs=nnx.Rngs(0))
+    model.eval()
+    row = run("detector", model, 32)
     assert row["islands"] == 0 and row["unit"] == "points"
     assert row["lost"] == pytest.approx(row["float"] - row["int8"])
 

@@ -11,7 +11,7 @@ def test_a_well_conditioned_region_has_next_to_none():
     region = region_of(lambda x: x * 0.5 + 1.0, every_code())
     # Half a unit of 24 bits is 2**-8 of a step of 16: it shows where a value lies next to the middle of two codes.
     noise = simulation_noise(region.eqn, region.operands)[0]
-    assert noise.max() <= 1 and np.mean(noise) < 0.02
+    assert noise.max() <= 2 and np.mean(noise) < 0.02
     assert np.mean(soft_noise(region.eqn, region.operands)[0]) < 0.002
 
 

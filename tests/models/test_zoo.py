@@ -87,7 +87,11 @@ def images(count, seed):
     return np.asarray(statistics.smooth_images(jax.random.key(seed), (count, SIZE, SIZE, 3)))
 
 
-@pytest.mark.parametrize("name", ZOO)
+#: Those that compile in a few seconds.
+QUICK = {"mlp", "resnet-basic", "vgg-norm"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ZOO])
 def test_integers_alone_near_float(zoo, name):
     model, options = zoo(name)
     qmodel = qc.quantize(model, [images(16, 1)], strict=True, io="int", **options)
