@@ -12,7 +12,7 @@ import numpy as np
 
 from qcompiler.debug import reference
 from qcompiler.debug.fuzz.cases import RECIPES, Case, Step, as_real
-from qcompiler.debug.fuzz.steps import ACTIVATIONS, STEPS
+from qcompiler.debug.fuzz.steps import ACTIVATIONS, FUNCTIONS, STEPS
 
 #: Larger values of a program are not made, nor larger numbers in them.
 MOST_ELEMENTS = 20_000
@@ -327,6 +327,55 @@ def _average_pool(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
     return reads, {k: v for k, v in options.items() if k != "largest"}, held
 
 
+def _scaled(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    """With a factor that brings it to about one, or a few."""
+    return (source,), {}, {"scale": g.rng.uniform(0.3, 3) / _size(x)}
+
+
+def _scaled_along(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    reads, _, held = _scaled(g, source, x)
+    return reads, {"axis": g.pick((-1, 1))}, held
+
+
+def _function(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    reads, _, held = _scaled(g, source, x)
+    return reads, {"name": g.pick(list(FUNCTIONS))}, held
+
+
+def _norm(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    scale, shift = g.rng.normal(size=x.shape[-1]), 0.3 * g.rng.normal(size=x.shape[-1])
+    return (source,), {"centred": g.chance(0.5)}, {"scale": scale, "shift": shift, "epsilon": 1e-3 * _size(x) ** 2}
+
+
+def _unit(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    return (source,), {"axis": g.pick((-1, 1))}, {"epsilon": 1e-2 * _size(x)}
+
+
+def _divide(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    reads, options, _ = _alike(g, source, x)
+    return reads, options, {"epsilon": 0.1 * _size(g.values[reads[1]])}
+
+
+def _logaddexp(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    reads, options, _ = _alike(g, source, x)
+    return reads, options, {"scale": 1 / max(_size(x), _size(g.values[reads[1]]))}
+
+
+def _largest(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    return (source,), {"count": int(g.rng.integers(1, x.shape[-1] + 1))}, {}
+
+
+def _take(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    axis = int(g.rng.integers(1, x.ndim))
+    places = [int(k) for k in g.rng.integers(0, x.shape[axis], size=g.pick((1, 3)))]
+    return (source,), {"axis": axis, "places": tuple(places)}, {}
+
+
+def _update(g: _Generator, source: int, x: np.ndarray) -> _Drawn:
+    fits = lambda v: v.ndim == x.ndim and all(m <= n for m, n in zip(v.shape, x.shape, strict=True))
+    return (source, g.pick(g.alike(fits))), {"start": int(g.rng.integers(0, 2))}, {}
+
+
 def _always(x: np.ndarray) -> bool:
     return True
 
@@ -382,4 +431,21 @@ _KINDS: dict[str, tuple[int, Callable[[np.ndarray], bool], Callable[[_Generator,
     "split": (2, lambda x: x.ndim >= 2 and x.shape[-1] % 2 == 0, _split),
     "average_pool": (2, _maps, _average_pool),
     "resize": (1, lambda x: x.ndim == 4, _resize),
+    "softmax": (2, _features, _scaled_along),
+    "log_softmax": (1, _features, _scaled),
+    "masked_softmax": (1, _maps, lambda g, source, x: ((source,), {"mask": g.pick((-1e9, -1e30, -np.inf))}, {})),
+    "norm": (3, _features, _norm),
+    "unit": (1, _features, _unit),
+    "function": (3, _always, _function),
+    "divide": (1, _features, _divide),
+    "hypot": (1, _features, _alike),
+    "atan2": (1, _features, _alike),
+    "logaddexp": (1, _features, _logaddexp),
+    "sort": (1, _features, _axis),
+    "largest": (1, _features, _largest),
+    "one_hot": (1, _features, lambda g, source, x: ((source,), {}, {})),
+    "take": (1, _features, _take),
+    "update": (1, _features, _update),
+    "recurrent": (1, _maps, lambda g, source, x: ((source,), {}, {"scale": 1 / _size(x)})),
+    "branch": (1, _features, lambda g, source, x: ((source,), {"limit": round(float(x.min()) - _size(x), 4)}, {})),
 }

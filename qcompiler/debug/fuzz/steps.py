@@ -25,6 +25,27 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "square": jnp.square,
 }
 
+#: Of one value, once it is about one in size; each may be a table, or part of general arithmetic.
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "exp": jnp.exp,
+    "exp2": jnp.exp2,
+    "expm1": jnp.expm1,
+    "log": lambda x: jnp.log(jnp.abs(x) + 0.1),
+    "log1p": lambda x: jnp.log1p(jnp.abs(x)),
+    "sin": jnp.sin,
+    "cos": jnp.cos,
+    "erf": jax.lax.erf,
+    "sqrt": lambda x: jnp.sqrt(jnp.abs(x)),
+    "rsqrt": lambda x: jax.lax.rsqrt(jnp.abs(x) + 0.1),
+    "cbrt": jnp.cbrt,
+    "reciprocal": lambda x: 1 / (jnp.abs(x) + 0.1),
+    "floor": jnp.floor,
+    "sign": jnp.sign,
+    "cube": lambda x: x**3,
+    "atan": jnp.arctan,
+    "asinh": jnp.arcsinh,
+}
+
 _LAYOUTS = {
     (3, "last"): ("NWC", "WIO", "NWC"),
     (4, "last"): ("NHWC", "HWIO", "NHWC"),
@@ -96,6 +117,35 @@ def _split(x: Any, held: Any, swap: bool) -> Any:
     return jnp.concatenate([second, first], axis=-1) if swap else first * jax.nn.sigmoid(second)
 
 
+def _norm(x: Any, held: Any, centred: bool) -> Any:
+    """A layer norm, or an RMS norm, over the last dimension."""
+    x = x - jnp.mean(x, -1, keepdims=True) if centred else x
+    y = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + held["epsilon"])
+    return y * held["scale"] + held["shift"]
+
+
+def _masked_softmax(x: Any, held: Any, mask: float) -> Any:
+    """Over the last dimension, of what lies before the diagonal."""
+    rows, columns = (np.arange(n)[:, None] if k == 0 else np.arange(n) for k, n in enumerate(x.shape[-2:]))
+    return jax.nn.softmax(jnp.where(columns <= rows, x, np.float32(mask)), -1)
+
+
+def _recurrent(x: Any, held: Any) -> Any:
+    """A loop over dimension 1 that carries as many values as one of its rows has."""
+
+    def step(state: Any) -> Any:
+        t, h = state
+        row = jax.lax.dynamic_index_in_dim(x, t, 1, keepdims=False)
+        return t + 1, jnp.tanh(row * held["scale"] + 0.5 * h)
+
+    return jax.lax.while_loop(lambda state: state[0] < x.shape[1], step, (0, jnp.zeros_like(x[:, 0])))[1]
+
+
+def _branch(x: Any, held: Any, limit: float) -> Any:
+    """What a branch that is always taken makes of it; the other has nothing to calibrate."""
+    return jax.lax.cond(jnp.max(x) > limit, lambda x: jnp.tanh(x) * x, jnp.zeros_like, x)
+
+
 #: step(*values, weights, **options)
 STEPS: dict[str, Callable[..., Any]] = {
     "conv": _conv,
@@ -140,4 +190,21 @@ STEPS: dict[str, Callable[..., Any]] = {
     "cumsum": lambda x, held, axis: jnp.cumsum(x, axis),
     "resize": _resize,
     "cummax": lambda x, held, axis: jax.lax.cummax(x, axis),
+    "softmax": lambda x, held, axis: jax.nn.softmax(x * held["scale"], axis),
+    "log_softmax": lambda x, held: jax.nn.log_softmax(x * held["scale"], -1),
+    "masked_softmax": _masked_softmax,
+    "norm": _norm,
+    "unit": lambda x, held, axis: x / (jnp.sqrt(jnp.sum(x * x, axis, keepdims=True)) + held["epsilon"]),
+    "function": lambda x, held, name: FUNCTIONS[name](x * held["scale"]),
+    "divide": lambda x, y, held: x / (jnp.abs(y) + held["epsilon"]),
+    "hypot": lambda x, y, held: jnp.sqrt(x * x + y * y),
+    "atan2": lambda x, y, held: jnp.arctan2(x, y),
+    "logaddexp": lambda x, y, held: jnp.logaddexp(x * held["scale"], y * held["scale"]),
+    "sort": lambda x, held, axis: jnp.sort(x, axis),
+    "largest": lambda x, held, count: jax.lax.top_k(x, count)[0],
+    "one_hot": lambda x, held: jax.nn.one_hot(jnp.argmax(x, -1), x.shape[-1], dtype=x.dtype) * x,
+    "take": lambda x, held, axis, places: jnp.take(x, np.asarray(places), axis),
+    "update": lambda x, y, held, start: jax.lax.dynamic_update_slice(x, y, (start,) * x.ndim),
+    "recurrent": _recurrent,
+    "branch": _branch,
 }
