@@ -355,7 +355,7 @@ class Grower:
                     continue
                 contexts[v] = read.both(contexts.get(v, read))
                 made = self.producer.get(v)
-                if made is not None and id(made) not in queued:
+                if made is not None and len(made.outvars) == 1 and id(made) not in queued:
                     queued.add(id(made))
                     heapq.heappush(todo, (-self.order[id(made)], made))
         if not members:

@@ -64,6 +64,29 @@ def _nested(p, xs):
     return lax.scan(step, jnp.zeros(xs.shape[1:]), xs)[0]
 
 
+def _half(p, xs):
+    """In bfloat16; what the loop gives is read by a conversion."""
+    half = lambda x: x.astype(jnp.bfloat16)
+
+    def step(h, x):
+        h = jnp.tanh(x + h @ half(p["w"]))
+        return h, h
+
+    return lax.scan(step, half(jnp.zeros(xs.shape[1:])), half(xs))[1].astype(jnp.float32)
+
+
+def _chained(p, x):
+    """A loop reads what a loop gives."""
+    y = lax.fori_loop(0, STEPS + 1, lambda _, h: jnp.tanh(h @ p["w"]) + x, x)
+    return lax.while_loop(lambda s: s[0] < 4, lambda s: (s[0] + 1, s[1] * 0.9), (0, y))[1]
+
+
+def _handed_on(p, xs):
+    """Part of what it carries never changes."""
+    step = lambda s, x: ((s[0], jnp.tanh(s[1] + x)), s[0] * 2)
+    return lax.scan(step, (xs[1], xs[0]), xs)
+
+
 N = np.int32
 CASES = {
     "scan": (_recurrent, [(XS,)]),
@@ -73,6 +96,9 @@ CASES = {
     "branch": (_branch, [(X, N(1)), (X, N(4))]),
     "switch": (_switch, [(X, N(k)) for k in range(3)]),
     "nested": (_nested, [(XS,)]),
+    "half": (_half, [(XS,)]),
+    "chained": (_chained, [(X,)]),
+    "handed_on": (_handed_on, [(XS,)]),
 }
 
 
