@@ -190,10 +190,10 @@ def _checked(fused: Program, folded: Program, inputs: Sequence[Any]) -> list[Any
         if loops.is_loop(eqn):
             other = unfolded_loops[folded.ids[eqn.outvars[0]]]
             pairs = zip(loops.bodies(fused, other), loops.bodies(folded, eqn), strict=True)
-            for k, (before, after) in enumerate(pairs):
-                first = loops.first_inputs(eqn, values, after, k)
+            for k, (plain, body) in enumerate(pairs):
+                first = loops.first_inputs(eqn, values, body, k)
                 if first is not None:
-                    _checked(before.program, after.program, first)
+                    _checked(plain.program, body.program, first)
             return None
         if eqn.primitive is not ops.region_p or eqn.params["id"] in folded.notes["float_regions"]:
             return None

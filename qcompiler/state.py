@@ -41,10 +41,9 @@ def noted(program: Program, state: Mapping[str, Any], parameters: Sequence[str])
             result = results if place is None else results[place]
         except (KeyError, IndexError, TypeError):
             raise RecipeError(f"state {name!r}: the result has no part {place!r}") from None
-        before, after = (jax.tree_util.tree_flatten(tree) for tree in (given[name], result))
-        if before[1] != after[1]:
+        if not _alike(given[name], result):
             raise RecipeError(f"state {name!r} and part {place!r} of the result differ in structure")
-        for k, j in zip(before[0], after[0], strict=True):
+        for k, j in zip(jax.tree.leaves(given[name]), jax.tree.leaves(result), strict=True):
             avals = program.input_vars[k].aval, program.outvars[j].aval
             if (avals[0].shape, avals[0].dtype) != (avals[1].shape, avals[1].dtype):
                 raise RecipeError(
@@ -54,6 +53,12 @@ def noted(program: Program, state: Mapping[str, Any], parameters: Sequence[str])
             if classes.is_float(program.input_vars[k]):
                 pairs.append([k, j])
     return program.note(STATE, pairs)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two trees have one structure."""
+    structure: Any = jax.tree.structure(a)
+    return structure == jax.tree.structure(b)
 
 
 def _positions(program: Program, parameters: Sequence[str]) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def initial(program: Program, state: Mapping[str, Any], parameters: Sequence[str
             if name in values
             else jax.tree.map(lambda k: np.zeros(avals[k].shape, dtypes[k]), positions[name])
         )
-        if jax.tree.structure(value) != jax.tree.structure(positions[name]):
+        if not _alike(value, positions[name]):
             raise SignatureError(f"state {name} has another structure than was calibrated")
         found[name] = jax.tree.map(code, positions[name], value)
     return found
