@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from qcompiler.backends.lax_int import rounding, rows
@@ -16,10 +17,18 @@ from qcompiler.numerics.soft_float import SoftFloat
 
 
 def integers(context: Context, value: Int | Known) -> Any:
-    """Traced integers or truth values; known arrays become weights."""
+    """Traced integers or truth values; known arrays become weights, of what they do not repeat."""
     if isinstance(value, Known) and value.traced is None and value.value.ndim:
-        return context.hold("integers", value.value)
+        return jnp.broadcast_to(context.hold("integers", _unrepeated(value.value)), value.value.shape)
     return traced(value)
+
+
+def _unrepeated(array: np.ndarray) -> np.ndarray:
+    """An array with dimensions of size one where it repeats itself."""
+    for axis, size in enumerate(array.shape):
+        first = array.take([0], axis) if size > 1 else array
+        array = first if np.array_equal(np.broadcast_to(first, array.shape), array, equal_nan=True) else array
+    return array
 
 
 def soft(context: Context, value: Any) -> SoftFloat:
@@ -29,10 +38,10 @@ def soft(context: Context, value: Any) -> SoftFloat:
     if isinstance(value, rows.Rowed | rows.Product):
         return rows.soft(context, value)
     if isinstance(value, Known):
-        return soft_float.constant(np.asarray(value.value).astype(np.float64), context.hold)
+        return soft_float.constant(_unrepeated(np.asarray(value.value).astype(np.float64)), context.hold)
     if not isinstance(value, Real):
         raise QuantizationError(f"integers among reals in region {context.region}")
-    numbers = lambda array: soft_float.constant(np.asarray(array, np.float64), context.hold)
+    numbers = lambda array: soft_float.constant(_unrepeated(np.asarray(array, np.float64)), context.hold)
     terms = [
         soft_float.from_int(t.int.x, t.scale)
         if np.ndim(t.scale) == 0
