@@ -37,6 +37,7 @@ from qcompiler.ir._serial_encode import Writer
 from qcompiler.ir._serial_names import CLASSES as _CLASSES
 from qcompiler.ir._serial_names import PRIMITIVES as _PRIMITIVES
 from qcompiler.ir.program import Program
+from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.types import QuantType
 
 #: Raised whenever older readers could misread what newer writers write.
@@ -70,7 +71,7 @@ for _name in (
 ).split():
     with contextlib.suppress(AttributeError, TypeError):  # some are plain classes, or missing, in some versions
         register_classes(getattr(lax, _name))
-register_classes(QuantType)
+register_classes(QuantType, Encoding)
 
 
 def save(program: Program, path: str | os.PathLike[str]) -> None:

@@ -11,6 +11,7 @@ from draws import normal
 import qcompiler as qc
 from qcompiler.debug.report import sqnr_db
 from qcompiler.errors import RecipeError, SignatureError
+from qcompiler.ir import serialize
 from qcompiler.models import llama
 
 CONFIG = llama.LlamaConfig(width=32, depth=1, heads=4, kv_heads=2, hidden=64, context=16)
@@ -99,6 +100,15 @@ def test_places_by_key():
     (total,) = qmodel(X, qmodel.init_state(total=TOTAL)["total"]).values()
     (encoding,) = qmodel.state_encodings.values()
     assert sqnr_db([fun(W, X, TOTAL)["total"]], [encoding.dequantize(total)]) > 30
+
+
+def test_its_encodings_are_kept_in_files(tmp_path):
+    quantized = qc.trace(_accumulate, X, TOTAL, params=W, state={"total": 0}).calibrate([(X, TOTAL)]).quantize()
+    serialize.save(quantized.program, tmp_path / "model.qcprogram")
+    (saved,), (known,) = (
+        p.notes["state_codes"] for p in (serialize.load(tmp_path / "model.qcprogram"), quantized.program)
+    )
+    assert saved.type == known.type and saved.scale == known.scale and saved.zero_point == known.zero_point
 
 
 def test_what_state_cannot_be():
