@@ -191,8 +191,10 @@ def _train(model: nnx.Module, task: tasks.Task, settings: Training, seed: int, p
         label=f"training {settings.model}, seed {seed}",
         checkpoint=checkpoint,
     )
+    # As an argument: modules with loops of their own cannot be captured.
+    call = nnx.jit(lambda model, x: model(x))
     notes = {
-        task.score: task.evaluate(nnx.jit(model), seed, settings.size),
+        task.score: task.evaluate(lambda x: call(model, x), seed, settings.size),
         "seconds": time.perf_counter() - start,
         "history": history,
         "jax": jax.__version__,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qcompiler.models import MLP, cache, procedural, tasks, trained, training
+from qcompiler.models import MLP, cache, detector, llama, lstm, procedural, tasks, trained, training
 from qcompiler.models.mobilenet import InvertedResidual
 
 SIZE = 8
@@ -50,6 +50,33 @@ def test_trained_once_then_loaded(settings, monkeypatch, tmp_path):
     settings.path(1).write_bytes(b"PK")
     with pytest.raises(cache.CacheError, match="delete it"):
         trained.trained(settings, 1)
+
+
+def tiny_lstm(seed):
+    return lstm.RecurrentLM(8, rngs=nnx.Rngs(seed))
+
+
+def tiny_llama(seed):
+    return llama.Llama(llama.LlamaConfig(width=16, depth=1, hidden=16), rngs=nnx.Rngs(seed))
+
+
+def tiny_detector(seed):
+    return detector.Detector(len(procedural.CLASSES), 8, rngs=nnx.Rngs(seed))
+
+
+TINY = {"lstm": tiny_lstm, "llama": tiny_llama, "detector": tiny_detector}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_every_kind_is_trained_and_scored(name, monkeypatch, tmp_path):
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    networks = trained.DETECTORS if name == "detector" else trained.LANGUAGE_MODELS
+    monkeypatch.setitem(networks, name, (TINY[name], ()))
+    monkeypatch.setattr(tasks, "_HELD_OUT_SEQUENCES", 16)
+    monkeypatch.setattr(tasks, "_HELD_OUT_SCENES", 16)
+    _, notes = trained.trained(trained.Training(name, epochs=1, steps=2, batch_size=4, size=32), 0)
+    assert np.isfinite(notes["map50" if name == "detector" else "bits_per_byte"])
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(settings, monkeypatch):
