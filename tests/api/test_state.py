@@ -62,6 +62,16 @@ def test_decoding_goes_on_from_codes(decoder, batches):
         assert sqnr_db([expected], [logits]) > 20
 
 
+def test_a_prompt_and_tokens_behind_it(batches):
+    """One model, calibrated on both, reads the prompt into an empty cache and goes on from there."""
+    qmodel = qc.quantize(STEP, batches, params=PARAMS, state={"cache": 1}, verify="types")
+    cache = qmodel.init_state()["cache"]
+    for tokens, float_cache, position in batches:
+        expected, _ = STEP(PARAMS, tokens, float_cache, position)
+        logits, cache = qmodel(tokens, cache, position)
+        assert logits.shape == expected.shape and sqnr_db([expected], [logits]) > 20
+
+
 def test_verification_and_simulation_take_float_state(batches):
     qmodel = qc.quantize(STEP, batches[1:2], params=PARAMS, state={"cache": 1})
     assert qmodel.report.sqnr_db > 20 and qmodel.report.integer_only
