@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from qcompiler.ir import _compat, classes, replay
+from qcompiler.ir import _compat, classes, replay, scatters
 from qcompiler.ir.constants import Constants
 
 
@@ -182,6 +182,15 @@ def _sum_at_places(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Cons
     return [lax.add(values[0], eqn.primitive.bind(zeros, *values[1:], **eqn.params))]
 
 
+def _product_at_places(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """A scatter-mul as a product with factors that stand among ones, where no two land at one element."""
+    if scatters.most_at_one_place(eqn) > 1 or not classes.is_float(eqn.outvars[0]):
+        return None
+    ones = lax.broadcast(np.ones((), eqn.outvars[0].aval.dtype)[()], eqn.outvars[0].aval.shape)
+    dims, chosen = eqn.params["dimension_numbers"], {k: eqn.params[k] for k in ("unique_indices", "mode")}
+    return [lax.mul(values[0], lax.scatter(ones, values[1], values[2], dims, **chosen))]
+
+
 def _sort(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
     """Several operands as the order of the keys, one stable sort for each from the last on, and gathers in it."""
     axis = eqn.params["dimension"]
@@ -333,6 +342,7 @@ FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {
     "dynamic_update_slice": _dynamic_update_slice,
     "scatter": _scatter,
     "scatter-add": _sum_at_places,
+    "scatter-mul": _product_at_places,
     "sort": _sort,
     "top_k": _top_k,
     "approx_top_k": _approx_top_k,

@@ -54,7 +54,7 @@ PRODUCT = frozenset("dot_general conv_general_dilated".split())
 #: What stays float, and why.
 FLOAT_ONLY = {
     "bitcast_convert_type": "bits that are read as a real number, as random reals are made, have no scale",
-    "scatter-mul": "products at places that inputs choose have no integer rule yet",
+    "scatter-mul": "products of several factors at one place that inputs choose have no integer rule",
     "reduce": "a reduction by a function of one's own has no integer rule",
     "ragged_dot_general": "a product whose groups inputs choose has no integer rule yet",
     **dict.fromkeys(

@@ -185,6 +185,14 @@ CASES = {
         data=("normal", "normal", "places"),
         sqnr=20.0,
     ),
+    "scatter-mul": case(
+        lambda x, y, i: x.at[rows(x, i)].mul(y[:, 0], unique_indices=True),
+        ROWS,
+        ROWS,
+        (),
+        data=("normal", "normal", "places"),
+        sqnr=20.0,
+    ),
     # Reductions
     "reduce_sum": case(lambda x: (x.sum(1), x.mean((1, 2), keepdims=True))),
     "reduce_max": case(lambda x: (x.max(1), x.max((1, 2)))),
@@ -312,7 +320,7 @@ def test_the_table_is_up_to_date():
 X = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
 ISLANDS = {
     "bitcast_convert_type": lambda x: x * jax.random.normal(jax.random.key(0), x.shape),
-    "scatter-mul": lambda x: x.at[jnp.argmax(x[0])].mul(x[1]),
+    "scatter-mul": lambda x: x.at[jnp.argmax(x, 1) % 4].mul(x),
     "reduce": lambda x: lax.reduce(x, np.float32(0), lambda a, b: a + 0.5 * b, (1,)),
     "cholesky": lambda x: lax.linalg.cholesky(x @ x.T),
     "igamma": lambda x: lax.igamma(jnp.exp(x), jnp.exp(x[::-1])),
