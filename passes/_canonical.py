@@ -191,6 +191,24 @@ def _product_at_places(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: 
     return [lax.mul(values[0], lax.scatter(ones, values[1], values[2], dims, **chosen))]
 
 
+def _ragged_dot(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
+    """Rows times the matrix of their group, as rows times every matrix, of which the group's is taken; else 0."""
+    x, matrices, sizes = values[:3]
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    rows_by_group = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
+    if numbers != rows_by_group or eqn.params.get("group_offset") is not None:
+        return None
+    count, features = x.shape[0], matrices.shape[2]
+    kept = {k: eqn.params[k] for k in ("precision", "preferred_element_type")}
+    every = lax.dot_general(x, matrices, numbers.dot_dimension_numbers, **kept)
+    ends = lax.broadcast_in_dim(lax.cumsum(sizes), (count, len(sizes)), (1,))
+    behind = lax.ge(lax.broadcasted_iota(sizes.dtype, ends.shape, 0), ends)
+    group = lax.reduce_sum(lax.convert_element_type(behind, np.int32), (1,))
+    dims = lax.GatherDimensionNumbers((1,), (1,), (1,), (0,), (0,))
+    fill = {"mode": lax.GatherScatterMode.FILL_OR_DROP, "fill_value": 0}
+    return [lax.gather(every, lax.expand_dims(group, (1,)), dims, (1, 1, features), **fill)]
+
+
 def _sort(eqn: _compat.JaxprEqn, values: Sequence[Any], constants: Constants) -> list[Any] | None:
     """Several operands as the order of the keys, one stable sort for each from the last on, and gathers in it."""
     axis = eqn.params["dimension"]
@@ -343,6 +361,7 @@ FORMS: dict[str, Callable[..., Sequence[Any] | None]] = {
     "scatter": _scatter,
     "scatter-add": _sum_at_places,
     "scatter-mul": _product_at_places,
+    "ragged_dot_general": _ragged_dot,
     "sort": _sort,
     "top_k": _top_k,
     "approx_top_k": _approx_top_k,

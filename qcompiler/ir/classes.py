@@ -56,7 +56,7 @@ FLOAT_ONLY = {
     "bitcast_convert_type": "bits that are read as a real number, as random reals are made, have no scale",
     "scatter-mul": "products of several factors at one place that inputs choose have no integer rule",
     "reduce": "a reduction by a function of one's own has no integer rule",
-    "ragged_dot_general": "a product whose groups inputs choose has no integer rule yet",
+    "ragged_dot_general": "of other dimensions than rows by groups, a product has no integer rule yet",
     **dict.fromkeys(
         "igamma igammac random_gamma_grad bessel_i0e bessel_i1e regularized_incomplete_beta zeta polygamma".split(),
         "primitive has no integer rule: a special function of several values",

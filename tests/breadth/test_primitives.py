@@ -250,6 +250,13 @@ CASES = {
         IMAGE,
         sqnr=20.0,
     ),
+    "ragged_dot_general": case(
+        lambda x, i: lax.ragged_dot(x, LAYERS[:3], jnp.bincount(i, length=3)),
+        (8,),
+        (),
+        data=("normal", "places"),
+        sqnr=20.0,
+    ),
     # Loops and branches
     "scan": case(
         lambda x: (
