@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ def quantize(
     target: targets.Target | str | None = None,
     backend: str = "auto",
     io: str = "float",
-    strict: bool = False,
+    strict: bool | Sequence[str] = False,
     verify: str = "probe",
     weights: str | None = None,
     dump: Any = None,
@@ -59,7 +59,8 @@ def quantize(
       target: what the integers run on; `xla`.
       backend: `auto` or `lax_int`.
       io: `float`: inputs and outputs as the model has them; `int`: integer codes in and out.
-      strict: refuse a model of which anything stays float.
+      strict: refuse a model of which anything stays float; a list of globs: but for primitives and module paths that
+        match one.
       verify: `probe`: every pass against the first batch; `types`: types only; `off`.
       weights: `constant` or `argument`: how they reach XLA; None: constant up to 512 MiB.
       dump: folder for the program after every pass; also `QCOMPILER_DUMP_TO`.

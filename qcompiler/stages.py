@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fnmatch
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,30 +182,44 @@ class Calibrated(_Stage):
         self._source, self._recipe, self._manager = source, recipe, manager
         self.program = program
 
-    def quantize(self, recipe: recipes.Recipe | str | None = None, *, strict: bool = False) -> Quantized:
+    def quantize(
+        self, recipe: recipes.Recipe | str | None = None, *, strict: bool | Sequence[str] = False
+    ) -> Quantized:
         """Assigns types, inserts QDQ pairs, and fuses them away.
 
         Args:
           recipe: in place of the one given to `trace`; it must agree with it on equalization, which came before.
-          strict: refuse a model of which anything stays float.
+          strict: refuse a model of which anything stays float; globs of primitives and module paths that may.
 
         Raises:
-          IslandError: strict, and there are islands.
+          IslandError: strict, and there are islands that no glob allows.
+          RecipeError: `strict` is no truth value and no globs.
         """
         chosen = self._recipe if recipe is None else recipes.named(recipe)
         if chosen.equalizes != self._recipe.equalizes:
             raise RecipeError("equalization comes before calibration: pass this recipe to qc.trace instead")
-        if strict:
-            _refuse_islands(self.program)
+        allowed = _globs(strict)
+        if allowed is not None:
+            _refuse_islands(self.program, allowed)
         manager = _branched(self._manager)
         programs = pipeline.integer_passes(manager, self.program, chosen)
-        if strict:
-            _refuse_islands(programs["fold_zero_points"])
+        if allowed is not None:
+            _refuse_islands(programs["fold_zero_points"], allowed)
         return Quantized(self._source, chosen, manager, self.program, programs)
 
 
-def _refuse_islands(program: Program) -> None:
-    islands = report.islands_of(program)
+def _globs(strict: bool | Sequence[str]) -> Sequence[str] | None:
+    """What strict mode allows to stay float; None where it is off."""
+    if isinstance(strict, bool):
+        return () if strict else None
+    if isinstance(strict, str) or not all(isinstance(glob, str) for glob in strict):
+        raise RecipeError(f"strict is True, False, or a list of globs of what may stay float, got {strict!r}")
+    return strict
+
+
+def _refuse_islands(program: Program, allowed: Sequence[str]) -> None:
+    matches = lambda name: any(fnmatch.fnmatchcase(name, glob) for glob in allowed)
+    islands = [i for i in report.islands_of(program) if not (matches(i.primitive) or matches(i.module_path))]
     if islands:
         lines = [f"  {i.primitive} in {i.module_path or '<top level>'} at {i.source}: {i.reason}" for i in islands]
         listed = "\n".join(lines)

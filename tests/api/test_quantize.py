@@ -682,6 +682,19 @@ def test_a_layer_kept_in_float_is_an_island(path, share):
         qc.quantize(mlp, [X], params=PARAMS, recipe=recipe, strict=True)
 
 
+@pytest.mark.filterwarnings("ignore:qcompiler leaves")
+def test_strict_mode_can_allow_some():
+    recipe = qc.Recipe(rules=(qc.Rule(path="enc", keep_float=True),))
+    strictly = lambda strict: qc.quantize(mlp, [X], params=PARAMS, recipe=recipe, strict=strict, verify="types")
+    for allowed in (["enc"], ("e*", "nothing"), ["dot_general"]):
+        assert {i.module_path for i in strictly(allowed).report.islands} == {"enc"}
+    for allowed in ([], ["out", "tanh"]):
+        with pytest.raises(qc.IslandError, match="dot_general in enc"):
+            strictly(allowed)
+    with pytest.raises(qc.RecipeError, match="strict is True, False, or a list of globs"):
+        strictly("enc")
+
+
 def test_everything_in_float_is_the_float_function():
     recipe = qc.Recipe(rules=(qc.Rule(keep_float=True),))
     with pytest.warns(UserWarning, match=r"100\.0%"):
