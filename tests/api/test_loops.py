@@ -13,6 +13,7 @@ from qcompiler.debug import census
 from qcompiler.debug.report import sqnr_db
 from qcompiler.errors import CalibrationError, IslandError, RecipeError
 from qcompiler.ir import loops
+from qcompiler.models import llama
 from qcompiler.passes._unroll import MOST_EQUATIONS
 
 STEPS = MOST_EQUATIONS
@@ -125,6 +126,32 @@ def test_the_whole_program_is_integers(name):
     assert not census.float_avals(qmodel.program)
     if name == "nested":
         qmodel.check_integer_only()
+
+
+def test_a_decoder_that_generates_in_a_loop():
+    """The prompt at once, then token by token until there are enough; the cache is carried in codes."""
+    config, more = llama.LlamaConfig(width=32, depth=1, heads=4, kv_heads=2, hidden=64, context=16), 8
+    params = llama.init(jax.random.key(0), config)
+
+    def generate(p, prompt):
+        best = lambda logits: jnp.argmax(logits[:, -1:], -1).astype(jnp.int32)
+        logits, cache = llama.step(config, p, prompt, llama.empty_cache(config, len(prompt)), jnp.int32(0))
+        made = lax.dynamic_update_slice_in_dim(jnp.zeros((len(prompt), more), jnp.int32), best(logits), 0, 1)
+
+        def body(state):
+            n, made, cache = state
+            token = lax.dynamic_slice_in_dim(made, n, 1, 1)
+            logits, cache = llama.step(config, p, token, cache, prompt.shape[1] + n)
+            return n + 1, lax.dynamic_update_slice_in_dim(made, best(logits), n + 1, 1), cache
+
+        return lax.while_loop(lambda state: state[0] < more - 1, body, (0, made, cache))[1]
+
+    prompt = np.random.default_rng(0).integers(0, 256, (3, 6)).astype(np.int32)
+    qmodel = qc.quantize(generate, [prompt], params=params, strict=True, verify="types")
+    # Random weights tell the best token from the next by little; once one differs, all behind it may.
+    assert np.mean(qmodel(prompt) == generate(params, prompt)) > 0.5
+    (loop,) = [e for e in qmodel.program.eqns if e.primitive.name == "while" and len(e.outvars) == 4]
+    assert {v.aval.dtype.kind for v in loop.outvars} == {"i"}
 
 
 def test_other_batch_sizes_give_the_same_rows():
