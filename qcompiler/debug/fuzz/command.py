@@ -25,7 +25,7 @@ from qcompiler.errors import SerializationError
 #: Programs that a process checks before it reports and the state is written.
 CHUNK = 20
 #: Chunks after which a process is replaced: compiled programs stay in memory.
-CHUNKS_PER_PROCESS = 25
+CHUNKS_PER_PROCESS = 6
 
 
 @dataclasses.dataclass(frozen=True)
