@@ -168,8 +168,8 @@ def _masked(context: Context, values: list[Any]) -> Real | None:
     (term,) = one.terms
     code, reach = 0, int(np.max(term.int.magnitude))
     if number:
-        code = min(2 * reach + math.ceil((masks.BELOW + abs(one.constant)) / abs(term.scale)), 1 << 29)
-        if abs(number) < masks.MASKS_SCORES or abs(number) / abs(term.scale) < code or code < 2 * reach:
+        code = 2 * reach + math.ceil((masks.BELOW + abs(one.constant)) / abs(term.scale))
+        if abs(number) < masks.MASKS_SCORES or abs(number) / abs(term.scale) < code or code > 1 << 29:
             return None
         code *= 1 if (number > 0) == (term.scale > 0) else -1
     filled = np.int32(code)

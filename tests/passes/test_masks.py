@@ -156,3 +156,13 @@ def test_a_mask_of_zeros_and_ones_as_floats(large):
 
     qmodel = qc.quantize(fun, [(x, mask)], strict=True, verify="types")
     assert sqnr_db([np.asarray(fun(x, mask))], [np.asarray(qmodel(x, mask))]) > 35
+
+
+def test_masks_beside_tiny_scores():
+    """No integer code of their step is far enough below scores of a millionth."""
+    x = 1e-6 * RNG.normal(size=(2, 8, 8)).astype(np.float32)
+    kept = np.tril(np.ones((8, 8), bool))
+    fun = lambda p, x: jax.nn.softmax(jnp.where(kept, x, np.float32(-1e9)), -1)
+    qmodel = qc.quantize(fun, [x], params={}, verify="types", strict=True)
+    np.testing.assert_allclose(qmodel(x), fun({}, x), atol=1e-4)  # int16 codes of numbers up to one
+    assert np.all(np.asarray(qmodel(x))[:, ~kept] == 0)

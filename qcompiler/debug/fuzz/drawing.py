@@ -310,7 +310,7 @@ KINDS: dict[str, tuple[int, Callable[[np.ndarray], bool], Callable[[Generator, i
     "function": (3, _always, _function),
     "divide": (1, _features, _divide),
     "hypot": (1, _features, _alike),
-    "atan2": (1, _features, _alike),
+    "atan2": (1, _features, _divide),
     "logaddexp": (1, _features, _logaddexp),
     "sort": (1, _features, _axis),
     "largest": (1, _features, _largest),

@@ -198,7 +198,8 @@ STEPS: dict[str, Callable[..., Any]] = {
     "function": lambda x, held, name: FUNCTIONS[name](x * held["scale"]),
     "divide": lambda x, y, held: x / (jnp.abs(y) + held["epsilon"]),
     "hypot": lambda x, y, held: jnp.sqrt(x * x + y * y),
-    "atan2": lambda x, y, held: jnp.arctan2(x, y),
+    # Not where the sign of a zero decides between pi and -pi.
+    "atan2": lambda x, y, held: jnp.arctan2(x, jnp.abs(y) + held["epsilon"]),
     "logaddexp": lambda x, y, held: jnp.logaddexp(x * held["scale"], y * held["scale"]),
     "sort": lambda x, held, axis: jnp.sort(x, axis),
     "largest": lambda x, held, count: jax.lax.top_k(x, count)[0],
