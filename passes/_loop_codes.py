@@ -69,8 +69,8 @@ def _codes_of(program: Program, eqn: _compat.JaxprEqn) -> LoopCodes:
                 operands[k] = _wider(operands.get(k), wanted[var])
     for k, atom in enumerate(eqn.invars):
         # What bodies only hand on stays what it is.
-        if k not in operands and k not in loops.carried(eqn) and atom not in program.input_vars:
-            known = encoding_of(program, atom)
+        if k not in operands and k not in loops.carried(eqn):
+            known = _encoding_of(program, atom)
             operands |= {} if known is None else {k: known}
     plan = LoopCodes(found, operands, [], [])
     natural = [[_given(b, v, operands) for v in b.program.outvars] for b in found]
@@ -89,7 +89,7 @@ def _given(body: loops.Body, atom: Any, operands: Mapping[int, Encoding]) -> Enc
     entries = dict(zip(body.program.input_vars, body.reads, strict=True))
     if isinstance(atom, _compat.Var) and atom in entries:
         return operands.get(entries[atom])
-    return encoding_of(body.program, atom)
+    return _encoding_of(body.program, atom)
 
 
 def wanted_of(program: Program) -> dict[Any, Encoding]:
@@ -105,13 +105,11 @@ def wanted_of(program: Program) -> dict[Any, Encoding]:
     return found
 
 
-def encoding_of(program: Program, atom: Any) -> Encoding | None:
-    """The encoding in which a real value is there as codes, if it is."""
-    if not isinstance(atom, _compat.Var) or not classes.is_float(atom):
-        return None
-    made = program.producer.get(atom)
+def _encoding_of(program: Program, atom: Any) -> Encoding | None:
+    """The encoding in which a pair, or a loop, gives a real value; None of inputs."""
+    made = program.producer.get(atom) if isinstance(atom, _compat.Var) and classes.is_float(atom) else None
     if made is None:
-        return wanted_of(program).get(atom) if atom in program.input_vars else None
+        return None
     if made.primitive is ops.fake_quantize_p:
         return pair(made, Constants(program))
     if loops.is_loop(made):

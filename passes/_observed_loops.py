@@ -69,7 +69,7 @@ class _Observed:
 def _scan(eqn: _compat.JaxprEqn, values: list[Any], found: list[_Observed], seen: dict[str, list[Any]]) -> list[Any]:
     (step,) = found
     places = loops.carried(eqn)
-    fixed = [values[k] for k in step.body.reads if k < places.start]
+    fixed = [values[k] for k in step.body.reads[: loops.held_by(eqn, step.body)]]
     carry, stacked = values[places.start : places.stop], values[places.stop :]
     rows: list[Any] = [None] * eqn.params["length"]
     for t in reversed(range(len(rows))) if eqn.params["reverse"] else range(len(rows)):
@@ -83,9 +83,8 @@ def _scan(eqn: _compat.JaxprEqn, values: list[Any], found: list[_Observed], seen
 
 def _while(eqn: _compat.JaxprEqn, values: list[Any], found: list[_Observed], seen: dict[str, list[Any]]) -> list[Any]:
     condition, step = found
-    places = loops.carried(eqn)
-    fixed = [[values[k] for k in part.body.reads if k < places.start] for part in found]
-    carry = values[places.start :]
+    fixed = [[values[k] for k in part.body.reads[: loops.held_by(eqn, part.body)]] for part in found]
+    carry = values[loops.carried(eqn).start :]
     while bool(condition([*fixed[0], *carry], seen)[0]):
         carry = step([*fixed[1], *carry], seen)
     step.tie(range(len(fixed[1]), len(fixed[1]) + len(carry)), seen)

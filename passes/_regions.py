@@ -8,6 +8,7 @@ import numpy as np
 
 from qcompiler import ops
 from qcompiler.ir import _compat, classes, contraction
+from qcompiler.ir.program import Program
 
 
 def is_region(eqn: _compat.JaxprEqn) -> bool:
@@ -28,6 +29,13 @@ def anchor_of(eqn: _compat.JaxprEqn) -> _compat.JaxprEqn | None:
     body = _compat.open_jaxpr(eqn.params["body"])
     known = {v for v, role in zip(body.invars, eqn.params["roles"], strict=True) if role in ANCHORED}
     return next((e for e in body.eqns if e.invars and all(_is_in(v, known) for v in anchored(e))), None)
+
+
+def behind_views(program: Program, var: Any) -> Any:
+    """The value that a value is a view of, or it itself."""
+    while (made := program.producer.get(var)) is not None and made.params.get("kind") == "view":
+        var = made.invars[0]
+    return var
 
 
 def anchored(eqn: _compat.JaxprEqn) -> list[Any]:

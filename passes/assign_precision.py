@@ -93,9 +93,7 @@ def _widened(
         qtype = chosen[k]
         if role != "activation" or least is None or qtype.bits > 8:
             continue
-        while (made := program.producer.get(var)) is not None and made.params.get("kind") == "view":
-            var = made.invars[0]
-        stats = program.stats.get(program.ids[var])
+        stats = program.stats.get(program.ids[_regions.behind_views(program, var)])
         if stats is None or not stats.count:
             continue
         range_ = recipe.estimator_for(qtype).estimate(stats, qtype.qmin, qtype.qmax, qtype.symmetric)
@@ -106,16 +104,17 @@ def _widened(
 
 def _read_as(program: Program, var: Any, types: dict[str, list[QuantType | None]], recipe: Any) -> QuantType:
     """The widest type in which regions read a value, views and parts of it too; the activation type if none does."""
-    found, todo = [recipe.activation], [var]
-    for var in todo:
-        for eqn, k in program.users.get(var, ()):
+    widest, todo = recipe.activation, [var]
+    while todo:
+        for eqn, k in program.users.get(todo.pop(), ()):
             if not _regions.is_region(eqn):
                 continue
             if eqn.params["kind"] in _regions.REARRANGING:
                 todo += eqn.outvars
-            elif eqn.params["id"] in types:
-                found += [t for t in [types[eqn.params["id"]][k]] if t is not None]
-    return max(found, key=lambda t: t.bits)
+                continue
+            qtype = types[eqn.params["id"]][k] if eqn.params["id"] in types else None
+            widest = qtype if qtype is not None and qtype.bits > widest.bits else widest
+    return widest
 
 
 def _check_rules(parts: Sequence[Program], rules: Sequence[Any]) -> None:

@@ -82,6 +82,7 @@ class _Fuser:
     def run(self) -> Program:
         program = self.program
         names, scope = program.signature.input_names, program.notes.get("scope")
+        where = f"{scope}:" if scope else ""
 
         def make(builder: Builder, *inputs: Any) -> list[Any]:
             coded = [
@@ -91,7 +92,7 @@ class _Fuser:
             args = [*(builder.get(n) for n in program.weights), *coded]
             outs = replay.evaluate(program.jaxpr, args, lambda eqn, values: self.rule(builder, eqn, values))
             return [
-                _real(v, x) if e is None else self.codes(builder, v, x, f"{scope}:result#{k}", e)
+                _real(v, x) if e is None else self.codes(builder, v, x, f"{where}result#{k}", e)
                 for k, (v, x, e) in enumerate(zip(program.outvars, outs, self.exits, strict=True))
             ]
 
@@ -134,10 +135,7 @@ class _Fuser:
 
     def codes(self, builder: Builder, atom: Any, value: Any, name: str, encoding: Encoding) -> Any:
         """The integers that stand for a value in an encoding."""
-        known = None
-        if isinstance(value, Codes):
-            known = self.arrives[atom] if atom in self.arrives else _loop_codes.encoding_of(self.program, atom)
-        if known is not None and _loop_codes.same(known, encoding):
+        if isinstance(value, Codes) and self.is_in(atom, encoding):
             return value.q
         if atom in self.constants:
             found = encoding.quantize(self.constants.value(atom))
@@ -170,7 +168,9 @@ class _Fuser:
         if isinstance(x, _Results):
             return Codes(x.codes[x.key(eqn)], scale, zero, qtype)
         if isinstance(x, Codes):
-            if x.type == qtype and (x.scale is scale or self.same_encoding(eqn)):
+            if x.type == qtype and (
+                x.scale is scale or self.is_in(eqn.invars[0], _loop_codes.pair(eqn, self.constants))
+            ):
                 return x
             return Codes(ops.requantize(x.q, x.scale, x.zero_point, scale, zero, x.type, qtype), scale, zero, qtype)
         if eqn.invars[0] in self.constants:
@@ -182,15 +182,12 @@ class _Fuser:
             return Codes(builder.weight(name, codes), scale, zero, qtype)
         return Codes(ops.quantize(x, scale, zero, qtype), scale, zero, qtype)
 
-    def same_encoding(self, eqn: _compat.JaxprEqn) -> bool:
-        """Whether a pair behind another, or behind an end of a loop, has its numbers, though of another value."""
-        if eqn.invars[0] in self.arrives:
-            return _loop_codes.same(self.arrives[eqn.invars[0]], _loop_codes.pair(eqn, self.constants))
-        made = self.program.producer.get(eqn.invars[0])
-        if made is None or made.primitive is not ops.fake_quantize_p:
-            return False
-        numbers = [[self.constants.value(v) for v in e.invars[1:]] for e in (made, eqn)]
-        return all(np.array_equal(a, b) for a, b in zip(*numbers, strict=True))
+    def is_in(self, atom: Any, encoding: Encoding) -> bool:
+        """Whether the codes of a value, behind a pair or an end of a loop, are in an encoding, also another's."""
+        known, made = self.arrives.get(atom), self.program.producer.get(atom)
+        if known is None and made is not None and made.primitive is ops.fake_quantize_p:
+            known = _loop_codes.pair(made, self.constants)
+        return known is not None and _loop_codes.same(known, encoding)
 
     def encoding_of(self, var: Any) -> list[Any]:
         """The variables of scale and zero point of the pair (or dequantize) behind a region's operand."""

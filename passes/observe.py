@@ -25,7 +25,7 @@ from qcompiler.numerics import masks
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.ranges import Histogram
 from qcompiler.numerics.types import QuantType
-from qcompiler.passes import _masks, _observed_loops
+from qcompiler.passes import _masks, _observed_loops, _regions
 
 
 def observe(program: Program) -> Program:
@@ -52,7 +52,6 @@ def observe(program: Program) -> Program:
 def observed_values(program: Program) -> set[Any]:
     """The variables to mark: real, stored between regions, and not the result of a view."""
     constants = Constants(program)
-    producer = program.producer
     found: set[Any] = set()
     for eqn in program.eqns:
         is_region = eqn.primitive is ops.region_p
@@ -60,9 +59,7 @@ def observed_values(program: Program) -> set[Any]:
         for var in candidates:
             if isinstance(var, _compat.Literal) or var in constants or not classes.is_float(var):
                 continue
-            while (made := producer.get(var)) is not None and made.params.get("kind") == "view":
-                var = made.invars[0]
-            found.add(var)
+            found.add(_regions.behind_views(program, var))
     return found
 
 
@@ -190,13 +187,10 @@ class Collector:
 
 def _observed(program: Program, atom: Any) -> str:
     """The id under which a value is observed, views of it too; an empty one if it is not."""
-    while (made := program.producer.get(atom) if isinstance(atom, _compat.Var) else None) is not None:
-        if made.primitive is ops.observe_p:
-            return made.params["id"]
-        if made.params.get("kind") != "view":
-            break
-        atom = made.invars[0]
-    return ""
+    if not isinstance(atom, _compat.Var):
+        return ""
+    made = program.producer.get(_regions.behind_views(program, atom))
+    return made.params["id"] if made is not None and made.primitive is ops.observe_p else ""
 
 
 def places(program: Program) -> dict[str, str]:

@@ -144,57 +144,66 @@ def bind(
       weight: name -> the (traced) weight.
     """
 
-    def run(body: Body, inputs: Sequence[Any]) -> list[Any]:
-        return replay.evaluate(body.program.jaxpr, [*map(weight, body.program.weights), *inputs])
-
     def typed(body: Body) -> list[Any]:
         """The operands that a body reads, in the dtypes of its inputs: a literal's is weak."""
         pairs = zip(body.reads, body.program.input_avals, strict=True)
         strong = lambda x, dtype: np.asarray(x, dtype)[()] if isinstance(x, int | float | bool) else x
         return [strong(values[k], aval.dtype) for k, aval in pairs]
 
-    if eqn.primitive.name == "scan":
-        (body,) = found
-        held, carried = _compat.scan_counts(eqn)
-        fixed = sum(k < held for k in body.reads)
-        operands = typed(body)
+    operands = [typed(body) for body in found]
+    if eqn.primitive.name == "cond":
+        return _bind_cond(eqn, values[0], found, operands, weight)
 
-        def step(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
-            out = run(body, [*operands[:fixed], *carry, *row])
-            return out[:carried], out[carried:]
+    def run(body: Body, inputs: Sequence[Any]) -> list[Any]:
+        return replay.evaluate(body.program.jaxpr, [*map(weight, body.program.weights), *inputs])
 
-        carry, rows = operands[fixed : fixed + carried], operands[fixed + carried :]
-        kept = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
-        carry, rows = lax.scan(step, carry, rows, **kept)
-        return [*carry, *rows]
+    fixed = [held_by(eqn, body) for body in found]
     if eqn.primitive.name == "while":
         condition, body = found
-        before, within = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        tested, moved = typed(condition), typed(body)
-        first = sum(k < before for k in condition.reads)
-        second = sum(k < before + within for k in body.reads)
         out = lax.while_loop(
-            lambda carry: run(condition, [*tested[:first], *carry])[0],
-            lambda carry: run(body, [*moved[:second], *carry]),
-            moved[second:],
+            lambda carry: run(condition, [*operands[0][: fixed[0]], *carry])[0],
+            lambda carry: run(body, [*operands[1][: fixed[1]], *carry]),
+            operands[1][fixed[1] :],
         )
         return list(out)
+    (body,), (inputs,), (first,) = found, operands, fixed
+    last = first + len(carried(eqn))
+
+    def step(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
+        out = run(body, [*inputs[:first], *carry, *row])
+        return out[: len(carry)], out[len(carry) :]
+
+    kept = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
+    carry, rows = lax.scan(step, inputs[first:last], inputs[last:], **kept)
+    return [*carry, *rows]
+
+
+def held_by(eqn: _compat.JaxprEqn, body: Body) -> int:
+    """How many of a body's inputs come first and stay the same in every step of its scan or while."""
+    return sum(k < carried(eqn).start for k in body.reads)
+
+
+def _bind_cond(
+    eqn: _compat.JaxprEqn,
+    index: Any,
+    found: Sequence[Body],
+    operands: Sequence[Sequence[Any]],
+    weight: Callable[[str], Any],
+) -> list[Any]:
+    """The choice of other branches: all read the same weights and operands. `lax.switch` would clamp again."""
     names = list(dict.fromkeys(n for body in found for n in body.program.weights))
-    read = sorted({k for body in found for k in body.reads})
-    typed_values = {k: x for body in found for k, x in zip(body.reads, typed(body), strict=True)}
-    operands = [*map(weight, names), *(typed_values[k] for k in read)]
-    avals = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in map(jax.typeof, operands)]
+    values = {k: x for body, xs in zip(found, operands, strict=True) for k, x in zip(body.reads, xs, strict=True)}
+    args = [*map(weight, names), *values.values()]
+    avals = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in map(jax.typeof, args)]
 
     def branch(body: Body) -> Any:
         def taken(*args: Any) -> list[Any]:
-            held, moved = dict(zip(names, args, strict=False)), dict(zip(read, args[len(names) :], strict=True))
-            given = [*(held[n] for n in body.program.weights), *(moved[k] for k in body.reads)]
-            return replay.evaluate(body.program.jaxpr, given)
+            given = dict(zip([*names, *values], args, strict=True))
+            return replay.evaluate(body.program.jaxpr, [given[key] for key in (*body.program.weights, *body.reads)])
 
         return jax.make_jaxpr(taken)(*avals)
 
-    params = {**eqn.params, "branches": tuple(map(branch, found))}
-    return list(eqn.primitive.bind(values[0], *operands, **params))
+    return list(eqn.primitive.bind(index, *args, **{**eqn.params, "branches": tuple(map(branch, found))}))
 
 
 def change(program: Program, rule: Callable[[Program], Program]) -> Program:
