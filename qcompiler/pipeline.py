@@ -6,6 +6,7 @@ trace → simplify → fold_norms → equalize → partition → observe        
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 import time
@@ -36,6 +37,7 @@ from qcompiler.passes import (
     simplify,
 )
 from qcompiler.recipe import Recipe
+from qcompiler.samples import Samples
 
 #: Passes that a user can name, as functions of a program (and of a recipe where they need one).
 PASSES: dict[str, Callable[..., Program]] = {
@@ -296,16 +298,46 @@ def retracing_manager() -> PassManager:
     return PassManager("types", dumper=Dumper(environment=False))
 
 
-def float_passes(manager: PassManager, program: Program, recipe: Recipe) -> Program:
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What passes that decide by data are given, and what they decided.
+
+    A pass decides once, on the samples. At other batch sizes its decision is applied again, so decisions speak of
+    weights by name and of values by id.
+
+    Attributes:
+      samples: of the calibration.
+      decisions: name of a pass -> what it decided.
+    """
+
+    samples: Samples = dataclasses.field(default_factory=Samples)
+    decisions: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def branch(self) -> Data:
+        """The same so far; later decisions are its own."""
+        return Data(self.samples, dict(self.decisions))
+
+    def decided(self, name: str, decide: Callable[[Samples], Any]) -> Any:
+        """The decision of a pass: the one that stands, or else `decide(samples)`."""
+        if name not in self.decisions:
+            self.decisions[name] = decide(self.samples)
+        return self.decisions[name]
+
+
+def float_passes(manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None) -> Program:
     """From the traced program to one with observers."""
+    data = data or Data()
     for name in FLOAT_PASSES:
         if name != "equalize" or recipe.equalizes:
             program = manager.run(name, program, recipe)
     return program
 
 
-def integer_passes(manager: PassManager, program: Program, recipe: Recipe) -> dict[str, Program]:
+def integer_passes(
+    manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None
+) -> dict[str, Program]:
     """From the calibrated program to the one that is ready to lower; pass name -> program after it."""
+    data = data or Data()
     found = {}
     for name in INTEGER_PASSES:
         program = found[name] = manager.run(name, program, recipe)

@@ -147,7 +147,7 @@ class QuantizedModel:
         abstract = jax.tree_util.tree_map(tracing.abstract, (args, kwargs))
         manager = pipeline.retracing_manager()
         retraced = retrace(quantized._source, call(*abstract[0], **abstract[1]), SignatureError, "this call")
-        program = pipeline.float_passes(manager, retraced, quantized._recipe)
+        program = pipeline.float_passes(manager, retraced, quantized._recipe, quantized._data)
         if observed_ids(program) != observed_ids(quantized._calibrated):
             raise SignatureError(
                 "for inputs of these shapes the model traces to other operations than were calibrated; "
@@ -155,7 +155,7 @@ class QuantizedModel:
                 f"calibrated {[a.shape for a in quantized.program.input_avals]}"
             )
         program = program.replace(stats=quantized._calibrated.stats)
-        return pipeline.integer_passes(manager, program, quantized._recipe)[stage]
+        return pipeline.integer_passes(manager, program, quantized._recipe, quantized._data)[stage]
 
     def _float_avals(self, args: Any, kwargs: Any) -> Any:
         """Avals with the float dtypes that the integer codes stand for."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
+import itertools
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from qcompiler.ir import Program, _compat, classes, identity, tracing
 from qcompiler.passes import assign_precision, observe
 from qcompiler.passes.observe import observed_ids
 from qcompiler.quantized_model import QuantizedModel
+from qcompiler.samples import KEPT_BYTES, Samples, size_of
 
 
 def start(
@@ -125,13 +127,15 @@ class Traced(_Stage):
         manager = _branched(self._manager)
         manager.probe = flat
         program = manager.start(self.program, self._seconds)
-        observed = pipeline.float_passes(manager, program, self._recipe)
+        ahead, samples = _read_ahead(begin, _chain(first, rest), self.program)
+        data = pipeline.Data(samples)
+        observed = pipeline.float_passes(manager, program, self._recipe, data)
         input_types = assign_precision.input_types(observed, self._recipe)
         collector = observe.Collector(observed, input_types, self._recipe.estimator_for)
         readers: dict[Any, Any] = {}
         start = time.perf_counter()
         with contextlib.closing(ProgressBar("calibrate")) as bar:
-            for number, item in enumerate(_chain(first, rest), begin):
+            for number, item in enumerate(itertools.chain(ahead, rest), begin):
                 flat = flatten(item, self.program, f"calibration batch {number}")
                 if is_empty(item):
                     continue
@@ -139,7 +143,7 @@ class Traced(_Stage):
                 key = tuple(np.shape(x) for x in flat)
                 if key not in readers:
                     shapes = tuple(a.shape for a in observed.input_avals)
-                    same = observed if key == shapes else self._specialize(item, number)
+                    same = observed if key == shapes else self._specialize(item, number, data)
                     if observed_ids(same) != observed_ids(observed):
                         raise CalibrationError(
                             f"calibration batch {number} traces to other operations than batch {begin}: {key}, {shapes}"
@@ -150,12 +154,29 @@ class Traced(_Stage):
         calibrated = observed.replace(stats=collector.stats)
         manager.records.append(report.PassRecord("calibrate", time.perf_counter() - start, f"{number + 1} batches"))
         _warn_of_zeros(calibrated)
-        return Calibrated(self._source, self._recipe, manager, calibrated)
+        return Calibrated(self._source, self._recipe, manager, calibrated, data)
 
-    def _specialize(self, item: call, number: int) -> Program:
+    def _specialize(self, item: call, number: int, data: pipeline.Data) -> Program:
         """The observed program at another batch size."""
         program = retrace(self._source, item, CalibrationError, f"calibration batch {number}")
-        return pipeline.float_passes(pipeline.retracing_manager(), program, self._recipe)
+        return pipeline.float_passes(pipeline.retracing_manager(), program, self._recipe, data)
+
+
+def _read_ahead(begin: int, items: Iterator[call], program: Program) -> tuple[list[call], Samples]:
+    """The first batches, as many as are kept, and their flat inputs; `items` goes on behind them."""
+    ahead: list[call] = []
+    kept: list[list[Any]] = []
+    room = KEPT_BYTES
+    for number, item in enumerate(items, begin):
+        ahead.append(item)
+        flat = flatten(item, program, f"calibration batch {number}")
+        if not is_empty(item):
+            check_data(flat, program, number)
+            room -= size_of(flat)
+            if room < 0 and kept:
+                break
+            kept.append(flat)
+    return ahead, Samples(tuple(kept))
 
 
 def _warn_of_zeros(program: Program) -> None:
@@ -170,7 +191,7 @@ def _warn_of_zeros(program: Program) -> None:
             )
 
 
-def _chain(first: call, rest: Iterable[call]) -> Iterable[call]:
+def _chain(first: call, rest: Iterable[call]) -> Iterator[call]:
     yield first
     yield from rest
 
@@ -178,8 +199,15 @@ def _chain(first: call, rest: Iterable[call]) -> Iterable[call]:
 class Calibrated(_Stage):
     """A model whose ranges are known."""
 
-    def __init__(self, source: Source, recipe: recipes.Recipe, manager: pipeline.PassManager, program: Program) -> None:
-        self._source, self._recipe, self._manager = source, recipe, manager
+    def __init__(
+        self,
+        source: Source,
+        recipe: recipes.Recipe,
+        manager: pipeline.PassManager,
+        program: Program,
+        data: pipeline.Data,
+    ) -> None:
+        self._source, self._recipe, self._manager, self._data = source, recipe, manager, data
         self.program = program
 
     def quantize(
@@ -202,10 +230,11 @@ class Calibrated(_Stage):
         if allowed is not None:
             _refuse_islands(self.program, allowed)
         manager = _branched(self._manager)
-        programs = pipeline.integer_passes(manager, self.program, chosen)
+        data = self._data.branch()
+        programs = pipeline.integer_passes(manager, self.program, chosen, data)
         if allowed is not None:
             _refuse_islands(programs["fold_zero_points"], allowed)
-        return Quantized(self._source, chosen, manager, self.program, programs)
+        return Quantized(self._source, chosen, manager, self.program, programs, data)
 
 
 def _globs(strict: bool | Sequence[str]) -> Sequence[str] | None:
@@ -251,8 +280,10 @@ class Quantized(_Stage):
         manager: pipeline.PassManager,
         calibrated: Program,
         programs: dict[str, Program],
+        data: pipeline.Data,
     ) -> None:
         self._source, self._recipe, self._manager, self._calibrated = source, recipe, manager, calibrated
+        self._data = data
         self.programs = programs
         self.program = programs["fold_zero_points"]
 
