@@ -138,6 +138,9 @@ class _Inserter:
         stats = self.program.stats[key]
         if not stats.count and owner.aval.size:
             raise CalibrationError(f"{place}: calibration saw only arrays without elements; add a batch that has some")
+        chosen = self.program.notes.get("ranges", {}).get(key, {}).get(qtype.name)
+        if chosen is not None:
+            return types.scale_and_zero_point(*chosen, qtype)
         try:
             encoding = Encoding.of_stats(stats, qtype, self.estimator_for(qtype))
         except QuantizationError as error:

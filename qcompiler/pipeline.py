@@ -1,12 +1,14 @@
 """The order of the passes, and the manager that runs, verifies, times and dumps each.
 
 trace → simplify → fold_norms → equalize → partition → observe          (float; `float_passes`)
-      → assign_precision → insert_qdq → fuse → fold_zero_points → lower (integers; `integer_passes`)
+      → assign_precision → choose_ranges → insert_qdq → fuse → fold_zero_points → lower (integers; `integer_passes`)
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import tempfile
 import time
@@ -22,11 +24,13 @@ from qcompiler import ops, state
 from qcompiler.backends import lax_int
 from qcompiler.debug.dumps import Dumper
 from qcompiler.debug.noise import simulation_noise
+from qcompiler.debug.progress import ProgressBar
 from qcompiler.debug.report import PassRecord, sqnr_db
-from qcompiler.errors import QuantizationError, RecipeError, VerificationError
+from qcompiler.errors import CalibrationError, QuantizationError, RecipeError, VerificationError
 from qcompiler.ir import Program, _compat, loops, replay, serialize
 from qcompiler.passes import (
     assign_precision,
+    choose_ranges,
     equalize,
     fold_norms,
     fold_zero_points,
@@ -57,7 +61,7 @@ PASSES: dict[str, Callable[..., Program]] = {
     "lower": lambda program, recipe: lax_int.lower(program),
 }
 FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "partition", "observe")
-INTEGER_PASSES = ("assign_precision", "insert_qdq", "fuse", "fold_zero_points")
+INTEGER_PASSES = ("assign_precision", "choose_ranges", "insert_qdq", "fuse", "fold_zero_points")
 
 #: Least agreement in dB with the program before, for passes that must keep the function. The same float ops run op by
 #: op after partitioning, and after simplifying but for divisions by a repeated constant, which XLA turns into products
@@ -288,6 +292,8 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
         return f"{sum(e.primitive is ops.fake_quantize_p for e in after.eqns)} pairs"
     if name == "fuse":
         return f"{notes['pairs_before']} pairs per op before, {notes['pairs_after']} left"
+    if name == "choose_ranges":
+        return f"{sum(map(len, notes['ranges'].values()))} ranges chosen"
     if name == "assign_precision":
         return f"{len(notes['types'])} regions typed"
     return f"{len(before.eqns)} -> {len(after.eqns)} equations"
@@ -333,6 +339,41 @@ def float_passes(manager: PassManager, program: Program, recipe: Recipe, data: D
     return program
 
 
+def _choose_ranges(recipe: Recipe, data: Data) -> Callable[[Program], Program]:
+    def apply(program: Program) -> Program:
+        def decide(samples: Samples) -> Any:
+            batches = _batches(samples, program, "choose_ranges")[: recipe.ranges.batches]
+            with contextlib.closing(ProgressBar("choose_ranges")) as bar:
+                count = itertools.count(1)
+                return choose_ranges.by_output_error(
+                    program, batches, recipe.estimator_for, lambda: bar.update(next(count))
+                )
+
+        return choose_ranges.choose_ranges(program, data.decided("choose_ranges", decide))
+
+    return apply
+
+
+#: Passes that decide by data: name -> (recipe, data) -> the pass.
+_DATA_PASSES: dict[str, Callable[[Recipe, Data], Callable[[Program], Program]]] = {"choose_ranges": _choose_ranges}
+
+
+def _batches(samples: Samples, program: Program, name: str) -> list[list[Any]]:
+    """The samples in batches of a program's shapes.
+
+    Raises:
+      CalibrationError: none was kept that has them.
+    """
+    batches = samples.at(program.input_avals)
+    if not batches:
+        shapes = [a.shape for a in program.input_avals]
+        raise CalibrationError(
+            f"pass {name} looks at calibration data, and no batch of the shapes {shapes} was kept: calibrate on "
+            "batches of one shape"
+        )
+    return batches
+
+
 def integer_passes(
     manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None
 ) -> dict[str, Program]:
@@ -340,6 +381,10 @@ def integer_passes(
     data = data or Data()
     found = {}
     for name in INTEGER_PASSES:
-        program = found[name] = manager.run(name, program, recipe)
+        if name == "choose_ranges" and recipe.ranges is None:
+            continue
+        # A pass that decides by data does so here, and applies its decision.
+        apply = _DATA_PASSES[name](recipe, data) if name in _DATA_PASSES else recipe
+        program = found[name] = manager.run(name, program, apply)
     manager.check_integers(found["fuse"], found["fold_zero_points"])
     return found

@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 from typing import Any
 
+from qcompiler import range_choice
 from qcompiler.errors import RecipeError
 from qcompiler.numerics import ranges
 from qcompiler.numerics.types import ACTIVATION, INDEX, STREAM, WEIGHT, QuantType
@@ -124,6 +125,8 @@ class Recipe:
         an `Estimator`.
       index_range: estimator for 9 to 12 bits, of which a table makes use of every one.
       stream_range: estimator for wider types, which have bits to spare for values that calibration did not see.
+      ranges: how ranges of what products read are chosen where one estimator is not enough: `output_error`, `tiers`, an
+        `OutputError` or `Tiers`; None: by the estimators alone.
       activation_sqnr: an activation that meets weights, and whose signal over noise in 8 bits or fewer were less, in
         dB, is stored as `stream`, at the cost of a second int8 product; None: never.
       pair_sqnr: the same for the operands of a product of two activations.
@@ -144,6 +147,7 @@ class Recipe:
     index_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=1.25))
     # Not 2, at which the largest value seen would lie half way between two codes.
     stream_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=1.9))
+    ranges: str | range_choice.OutputError | range_choice.Tiers | None = None
     activation_sqnr: float | None = 24.0
     pair_sqnr: float | None = 35.0
     equalize: bool | None = None
@@ -154,25 +158,17 @@ class Recipe:
             _check_type(role, f"{role} type", getattr(self, role))
         object.__setattr__(self, "granularity", _granularity(self.granularity))
         for estimator in (self.activation_range, self.index_range, self.stream_range):
-            self._estimator(estimator)
+            range_choice.estimator(estimator)
+        object.__setattr__(self, "ranges", range_choice.named(self.ranges))
         rules = (self.rules,) if isinstance(self.rules, Rule) else tuple(self.rules)
         if wrong := [r for r in rules if not isinstance(r, Rule)]:
             raise RecipeError(f"rules are qc.Rule objects, got {wrong[0]!r}")
         object.__setattr__(self, "rules", rules)
 
-    @staticmethod
-    def _estimator(which: str | ranges.Estimator) -> ranges.Estimator:
-        if isinstance(which, ranges.Estimator):
-            return which
-        try:
-            return ranges.by_name(which)
-        except ValueError as error:
-            raise RecipeError(str(error)) from error
-
     def estimator_for(self, qtype: QuantType) -> ranges.Estimator:
         """The range estimator for values of a type."""
         by_bits = self.activation_range if qtype.bits <= 8 else self.index_range
-        return self._estimator(self.stream_range if qtype.bits > MOST_BITS["index"] else by_bits)
+        return range_choice.estimator(self.stream_range if qtype.bits > MOST_BITS["index"] else by_bits)
 
     def rule_for(self, region_id: str) -> Rule | None:
         """The first rule that matches a region."""
