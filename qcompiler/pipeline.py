@@ -1,14 +1,13 @@
 """The order of the passes, and the manager that runs, verifies, times and dumps each.
 
 trace → simplify → fold_norms → equalize → partition → observe          (float; `float_passes`)
-      → assign_precision → choose_ranges → insert_qdq → fuse → fold_zero_points → lower (integers; `integer_passes`)
+      → assign_precision → insert_qdq → fuse → fold_zero_points → lower (integers; `integer_passes`)
+
+Between these stand those of `data_passes` that the recipe asks for.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import itertools
 import os
 import tempfile
 import time
@@ -22,15 +21,15 @@ import numpy as np
 
 from qcompiler import ops, state
 from qcompiler.backends import lax_int
+from qcompiler.data_passes import DATA_PASSES as DATA_PASSES
+from qcompiler.data_passes import Data as Data
 from qcompiler.debug.dumps import Dumper
 from qcompiler.debug.noise import simulation_noise
-from qcompiler.debug.progress import ProgressBar
 from qcompiler.debug.report import PassRecord, sqnr_db
-from qcompiler.errors import CalibrationError, QuantizationError, RecipeError, VerificationError
+from qcompiler.errors import QuantizationError, RecipeError, VerificationError
 from qcompiler.ir import Program, _compat, loops, replay, serialize
 from qcompiler.passes import (
     assign_precision,
-    choose_ranges,
     equalize,
     fold_norms,
     fold_zero_points,
@@ -41,7 +40,6 @@ from qcompiler.passes import (
     simplify,
 )
 from qcompiler.recipe import Recipe
-from qcompiler.samples import Samples
 
 #: Passes that a user can name, as functions of a program (and of a recipe where they need one).
 PASSES: dict[str, Callable[..., Program]] = {
@@ -61,7 +59,7 @@ PASSES: dict[str, Callable[..., Program]] = {
     "lower": lambda program, recipe: lax_int.lower(program),
 }
 FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "partition", "observe")
-INTEGER_PASSES = ("assign_precision", "choose_ranges", "insert_qdq", "fuse", "fold_zero_points")
+INTEGER_PASSES = ("assign_precision", "insert_qdq", "fuse", "fold_zero_points")
 
 #: Least agreement in dB with the program before, for passes that must keep the function. The same float ops run op by
 #: op after partitioning, and after simplifying but for divisions by a repeated constant, which XLA turns into products
@@ -304,32 +302,6 @@ def retracing_manager() -> PassManager:
     return PassManager("types", dumper=Dumper(environment=False))
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What passes that decide by data are given, and what they decided.
-
-    A pass decides once, on the samples. At other batch sizes its decision is applied again, so decisions speak of
-    weights by name and of values by id.
-
-    Attributes:
-      samples: of the calibration.
-      decisions: name of a pass -> what it decided.
-    """
-
-    samples: Samples = dataclasses.field(default_factory=Samples)
-    decisions: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def branch(self) -> Data:
-        """The same so far; later decisions are its own."""
-        return Data(self.samples, dict(self.decisions))
-
-    def decided(self, name: str, decide: Callable[[Samples], Any]) -> Any:
-        """The decision of a pass: the one that stands, or else `decide(samples)`."""
-        if name not in self.decisions:
-            self.decisions[name] = decide(self.samples)
-        return self.decisions[name]
-
-
 def float_passes(manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None) -> Program:
     """From the traced program to one with observers."""
     data = data or Data()
@@ -339,52 +311,18 @@ def float_passes(manager: PassManager, program: Program, recipe: Recipe, data: D
     return program
 
 
-def _choose_ranges(recipe: Recipe, data: Data) -> Callable[[Program], Program]:
-    def apply(program: Program) -> Program:
-        def decide(samples: Samples) -> Any:
-            batches = _batches(samples, program, "choose_ranges")[: recipe.ranges.batches]
-            with contextlib.closing(ProgressBar("choose_ranges")) as bar:
-                count = itertools.count(1)
-                return choose_ranges.by_output_error(
-                    program, batches, recipe.estimator_for, lambda: bar.update(next(count))
-                )
-
-        return choose_ranges.choose_ranges(program, data.decided("choose_ranges", decide))
-
-    return apply
-
-
-#: Passes that decide by data: name -> (recipe, data) -> the pass.
-_DATA_PASSES: dict[str, Callable[[Recipe, Data], Callable[[Program], Program]]] = {"choose_ranges": _choose_ranges}
-
-
-def _batches(samples: Samples, program: Program, name: str) -> list[list[Any]]:
-    """The samples in batches of a program's shapes.
-
-    Raises:
-      CalibrationError: none was kept that has them.
-    """
-    batches = samples.at(program.input_avals)
-    if not batches:
-        shapes = [a.shape for a in program.input_avals]
-        raise CalibrationError(
-            f"pass {name} looks at calibration data, and no batch of the shapes {shapes} was kept: calibrate on "
-            "batches of one shape"
-        )
-    return batches
-
-
 def integer_passes(
     manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None
 ) -> dict[str, Program]:
     """From the calibrated program to the one that is ready to lower; pass name -> program after it."""
     data = data or Data()
     found = {}
+    calibrated = program
     for name in INTEGER_PASSES:
-        if name == "choose_ranges" and recipe.ranges is None:
-            continue
-        # A pass that decides by data does so here, and applies its decision.
-        apply = _DATA_PASSES[name](recipe, data) if name in _DATA_PASSES else recipe
-        program = found[name] = manager.run(name, program, apply)
+        program = found[name] = manager.run(name, program, recipe)
+        for data_pass in DATA_PASSES:
+            if data_pass.behind == name and data_pass.wanted(recipe):
+                run = data_pass.on(recipe, data, calibrated)
+                program = found[data_pass.name] = manager.run(data_pass.name, program, run)
     manager.check_integers(found["fuse"], found["fold_zero_points"])
     return found

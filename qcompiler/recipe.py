@@ -6,9 +6,9 @@ import dataclasses
 import fnmatch
 from typing import Any
 
-from qcompiler import range_choice
+from qcompiler import range_choice as range_choices
 from qcompiler.errors import RecipeError
-from qcompiler.numerics import ranges
+from qcompiler.numerics.ranges import Estimator, MinMax
 from qcompiler.numerics.types import ACTIVATION, INDEX, STREAM, WEIGHT, QuantType
 
 
@@ -143,11 +143,11 @@ class Recipe:
     stream: QuantType = STREAM
     index: QuantType = INDEX
     output: QuantType = STREAM
-    activation_range: str | ranges.Estimator = "mse"
-    index_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=1.25))
+    activation_range: str | Estimator = "mse"
+    index_range: str | Estimator = dataclasses.field(default_factory=lambda: MinMax(margin=1.25))
     # Not 2, at which the largest value seen would lie half way between two codes.
-    stream_range: str | ranges.Estimator = dataclasses.field(default_factory=lambda: ranges.MinMax(margin=1.9))
-    ranges: str | range_choice.OutputError | range_choice.Tiers | None = None
+    stream_range: str | Estimator = dataclasses.field(default_factory=lambda: MinMax(margin=1.9))
+    ranges: str | range_choices.OutputError | range_choices.Tiers | None = None
     activation_sqnr: float | None = 24.0
     pair_sqnr: float | None = 35.0
     equalize: bool | None = None
@@ -158,21 +158,26 @@ class Recipe:
             _check_type(role, f"{role} type", getattr(self, role))
         object.__setattr__(self, "granularity", _granularity(self.granularity))
         for estimator in (self.activation_range, self.index_range, self.stream_range):
-            range_choice.estimator(estimator)
-        object.__setattr__(self, "ranges", range_choice.named(self.ranges))
+            range_choices.estimator(estimator)
+        object.__setattr__(self, "ranges", range_choices.named(self.ranges))
         rules = (self.rules,) if isinstance(self.rules, Rule) else tuple(self.rules)
         if wrong := [r for r in rules if not isinstance(r, Rule)]:
             raise RecipeError(f"rules are qc.Rule objects, got {wrong[0]!r}")
         object.__setattr__(self, "rules", rules)
 
-    def estimator_for(self, qtype: QuantType) -> ranges.Estimator:
+    def estimator_for(self, qtype: QuantType) -> Estimator:
         """The range estimator for values of a type."""
         by_bits = self.activation_range if qtype.bits <= 8 else self.index_range
-        return range_choice.estimator(self.stream_range if qtype.bits > MOST_BITS["index"] else by_bits)
+        return range_choices.estimator(self.stream_range if qtype.bits > MOST_BITS["index"] else by_bits)
 
     def rule_for(self, region_id: str) -> Rule | None:
         """The first rule that matches a region."""
         return next((r for r in self.rules if r.matches(region_id)), None)
+
+    @property
+    def range_choice(self) -> range_choices.OutputError | range_choices.Tiers:
+        """How ranges are chosen, where the recipe has a way."""
+        return range_choices.named(self.ranges) or range_choices.OutputError()
 
     @property
     def equalizes(self) -> bool:
