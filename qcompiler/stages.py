@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler import ops, pipeline
+from qcompiler import ops, pipeline, sampler
 from qcompiler import recipe as recipes
 from qcompiler.backends import lax_int
 from qcompiler.calls import batches_of, call, check_choice, check_data, first_of, flatten, is_empty, retrace
@@ -115,6 +115,31 @@ class Traced(_Stage):
         """
         items = batches_of(batches, self._source)
         return self._calibrate(*first_of(items), items)
+
+    def representative(self, pool: Iterable[Any], count: int, *, edges: float = 0.25) -> sampler.Selection:
+        """The samples of a pool to calibrate on; see `sampler`.
+
+        Args:
+          pool: batches, as `calibrate` takes them; leading dimensions count samples.
+          count: how many samples to choose; all of a pool that is no larger.
+          edges: share of them that is chosen to cover the ranges of values, 0 to 1; the others stand for the bulk.
+
+        Raises:
+          CalibrationError: bad batches, as `calibrate` says, or a pool without samples, or with too many.
+        """
+        observed: dict[Any, Any] = {}
+
+        def items() -> Iterator[tuple[int, call, list[Any]]]:
+            for number, item in enumerate(batches_of(pool, self._source)):
+                flat = flatten(item, self.program, f"calibration batch {number}")
+                if not is_empty(item):
+                    check_data(flat, self.program, number)
+                    key = tuple(np.shape(x) for x in flat)
+                    if key not in observed:
+                        observed[key] = observe.reader(self._specialize(item, number, pipeline.Data()))
+                    yield number, item, flat
+
+        return sampler.select(items(), lambda flat: observed[tuple(np.shape(x) for x in flat)](flat), count, edges)
 
     def _calibrate(self, begin: int, first: call, rest: Iterable[call]) -> Calibrated:
         what = f"calibration batch {begin}"
