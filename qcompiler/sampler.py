@@ -120,13 +120,13 @@ def select(
 
 
 def _samples_in(flat: Sequence[Any], number: int) -> int:
-    lengths = {np.shape(x)[0] if np.ndim(x) else None for x in flat}
-    if len(lengths) != 1 or None in lengths:
+    lengths = {np.shape(x)[0] for x in flat if np.ndim(x)}
+    if len(lengths) != 1 or not all(np.ndim(x) for x in flat):
         raise CalibrationError(
             f"pool batch {number}: inputs have the shapes {[np.shape(x) for x in flat]}; samples are told apart by a "
             "leading dimension that all inputs have in common"
         )
-    return int(lengths.pop())
+    return lengths.pop()
 
 
 def _describe(value: np.ndarray, samples: int) -> np.ndarray:
