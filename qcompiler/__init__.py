@@ -10,6 +10,7 @@ from qcompiler.api import jit as jit
 from qcompiler.api import quantize as quantize
 from qcompiler.api import trace as trace
 from qcompiler.calls import call as call
+from qcompiler.candidates import Candidate as Candidate
 from qcompiler.debug.report import Report as Report
 from qcompiler.errors import CalibrationError as CalibrationError
 from qcompiler.errors import IslandError as IslandError
@@ -27,6 +28,7 @@ from qcompiler.quantized_model import QuantizedModel as QuantizedModel
 from qcompiler.recipe import Granularity as Granularity
 from qcompiler.recipe import Recipe as Recipe
 from qcompiler.recipe import Rule as Rule
+from qcompiler.sensitivity_table import Sensitivity as Sensitivity
 from qcompiler.stages import Calibrated as Calibrated
 from qcompiler.stages import Quantized as Quantized
 from qcompiler.stages import Traced as Traced

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler import ops, pipeline, sampler
+from qcompiler import ops, pipeline, sampler, sensitivity
 from qcompiler import recipe as recipes
 from qcompiler.backends import lax_int
 from qcompiler.calls import batches_of, call, check_choice, check_data, first_of, flatten, is_empty, retrace
@@ -30,6 +30,7 @@ from qcompiler.passes import assign_precision, observe
 from qcompiler.passes.observe import observed_ids
 from qcompiler.quantized_model import QuantizedModel
 from qcompiler.samples import KEPT_BYTES, Samples, size_of
+from qcompiler.sensitivity_table import Sensitivity
 
 
 def start(
@@ -260,6 +261,20 @@ class Calibrated(_Stage):
         if allowed is not None:
             _refuse_islands(programs["fold_zero_points"], allowed)
         return Quantized(self._source, chosen, manager, self.program, programs, data)
+
+    def sensitivity(self, samples: Iterable[Any] | int | None = None, **options: Any) -> Sensitivity:
+        """What each layer loses by each way of storing its operands.
+
+        Args:
+          samples: batches to use in place of those of the calibration, or how many of these; None: of 32 samples.
+          **options: `candidates`, `metric`, `mode`, `loss`, `draws`, `seed`; see `sensitivity.analyze`.
+        """
+        kept, count = self._data.samples, samples if isinstance(samples, int) else None
+        if samples is not None and count is None:
+            calls = enumerate(batches_of(samples, self._source))
+            kept = Samples(tuple(flatten(item, self.program, f"calibration batch {n}") for n, item in calls))
+            count = len(kept.batches) or None
+        return sensitivity.analyze(self.program, kept, self._recipe, batches=count, **options)
 
 
 def _globs(strict: bool | Sequence[str]) -> Sequence[str] | None:

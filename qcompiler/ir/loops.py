@@ -133,7 +133,11 @@ def _body(
 
 
 def bind(
-    eqn: _compat.JaxprEqn, values: Sequence[Any], found: Sequence[Body], weight: Callable[[str], Any]
+    eqn: _compat.JaxprEqn,
+    values: Sequence[Any],
+    found: Sequence[Body],
+    weight: Callable[[str], Any],
+    run: Callable[[Body, Sequence[Any]], list[Any]] | None = None,
 ) -> list[Any]:
     """The loop around other bodies.
 
@@ -142,6 +146,7 @@ def bind(
       values: of its operands; those that became weights of the bodies are not read.
       found: its bodies, changed: other weights, other dtypes at their ends, but as many inputs and results.
       weight: name -> the (traced) weight.
+      run: evaluates a body on its inputs, and may close over traced values; None: as the body's program is.
     """
 
     def typed(body: Body) -> list[Any]:
@@ -151,11 +156,14 @@ def bind(
         return [strong(values[k], aval.dtype) for k, aval in pairs]
 
     operands = [typed(body) for body in found]
-    if eqn.primitive.name == "cond":
+    if eqn.primitive.name == "cond" and run is None:
         return _bind_cond(eqn, values[0], found, operands, weight)
-
-    def run(body: Body, inputs: Sequence[Any]) -> list[Any]:
-        return replay.evaluate(body.program.jaxpr, [*map(weight, body.program.weights), *inputs])
+    if run is None:
+        run = lambda body, inputs: replay.evaluate(body.program.jaxpr, [*map(weight, body.program.weights), *inputs])
+    if eqn.primitive.name == "cond":
+        # A branch that `bind` takes must be closed; `switch` closes it over what is traced.
+        index = values[0].astype(np.int32)
+        return lax.switch(index, [lambda f=f, xs=xs: run(f, xs) for f, xs in zip(found, operands, strict=True)])
 
     fixed = [held_by(eqn, body) for body in found]
     if eqn.primitive.name == "while":
