@@ -49,7 +49,7 @@ class Curvature:
         self._reals = [k for k, v in enumerate(network.program.outvars) if classes.is_float(v)]
         self._logits = logits_of(network.program)
         if of == "kl_nats" and not self._logits:
-            raise RecipeError("kl_nats is of logits, and no output has several numbers along its last axis: use mse")
+            raise RecipeError("kl_nats is of rows of logits, and no output has rows of several numbers: use mse")
         if of == "mse" and not self._reals:
             raise RecipeError("the model has no real outputs: pass a loss of your own")
         self._shifts = {k: np.zeros(w.shape, w.dtype) for k, w in network.layer_weights.items()}

@@ -48,7 +48,7 @@ class Losses:
         if not self._reals and not self.metrics:
             raise RecipeError("the model has no real outputs to compare: pass a metric of your own")
         if "kl_nats" in self.names and not self._logits:
-            raise RecipeError("kl_nats compares logits, and no output has several numbers along its last axis: use mse")
+            raise RecipeError("kl_nats compares rows of logits, and no output has rows of several numbers: use mse")
 
     def measure(self, reference: Sequence[Any], outputs: Sequence[Any], inputs: Sequence[Any]) -> dict[str, Any]:
         """Means over one batch, float32 scalars; `finish` makes losses of their means over batches. Traceable."""
@@ -81,9 +81,9 @@ class Losses:
 
 
 def logits_of(program: Program) -> list[int]:
-    """The outputs that are rows of several real numbers."""
-    outputs = enumerate(program.outvars)
-    return [k for k, v in outputs if classes.is_float(v) and v.aval.ndim and v.aval.shape[-1] > 1 and v.aval.size]
+    """The outputs that are rows of several real numbers; along the only axis of a vector there are samples."""
+    is_rows = lambda aval: aval.ndim > 1 and aval.shape[-1] > 1 and aval.size
+    return [k for k, v in enumerate(program.outvars) if classes.is_float(v) and is_rows(v.aval)]
 
 
 def mean_kl(reference: Any, logits: Any) -> Any:

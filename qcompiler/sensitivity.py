@@ -38,6 +38,8 @@ MEASURED_AS = {name: name.partition("_")[2] for name in CURVATURES}
 _ROWS = 8
 #: Samples of the calibration that are used, unless asked otherwise: whole batches, one at least.
 _SAMPLES = 32
+#: Random signs meet each other in z^T H z off the diagonal, so that its estimate varies more than that of squares.
+_DRAWS = {"fisher": 8, "hessian": 32}
 
 
 def analyze(
@@ -50,7 +52,7 @@ def analyze(
     mode: str = "one_quantized",
     loss: Loss | None = None,
     batches: int | None = None,
-    draws: int = 8,
+    draws: int | None = None,
     seed: int = 0,
 ) -> Sensitivity:
     """The losses of every layer with every candidate.
@@ -67,7 +69,8 @@ def analyze(
         loss is what that recovers; the two orders disagree; `both`. Derivatives know the first alone.
       loss: `loss(outputs, batch) -> scalar`, for the metrics that end in `_loss`.
       batches: how many batches to use at most; None: those of 32 samples.
-      draws: of random labels, projections and probes per batch, for derivatives.
+      draws: per batch, of random labels and projections for Fisher losses, 8 unless asked otherwise, and of probes for
+        Hessian ones, 32.
       seed: of these.
 
     Raises:
@@ -80,7 +83,7 @@ def analyze(
     names, metrics = _metrics(wanted, loss)
     if mode not in (*MODES, "both"):
         raise RecipeError(f"unknown mode={mode!r}; known: {', '.join((*MODES, 'both'))}")
-    if draws < 1 or (batches is not None and batches < 1):
+    if any(n is not None and n < 1 for n in (draws, batches)):
         raise RecipeError(f"draws and batches are at least 1, got {draws} and {batches}")
     probe = Probe(Switchable(program, recipe, chosen), samples, names, metrics, batches)
     orders = MODES if mode == "both" else (mode,)
@@ -90,7 +93,7 @@ def analyze(
     curved: dict[str, np.ndarray] = {}
     for name in (n for n in names if n in CURVATURES):
         kind, _, of = name.partition("_")
-        curved[name] = probe.curvature(kind, loss if of == "loss" else of, draws, seed)
+        curved[name] = probe.curvature(kind, loss if of == "loss" else of, draws or _DRAWS[kind], seed)
     rows = []
     for k, layer in enumerate(probe.network.layers):
         for c, candidate in enumerate(chosen):
