@@ -88,13 +88,15 @@ def test_a_layer_loses_what_quantizing_it_alone_by_rules_loses(calibrated, measu
     if path == "head":
         rules = rules[:2]
     simulated = _simulated_sqnr(calibrated, _images(), rules=rules)
-    # The simulation also stores biases in 32 and values between layers in 16 bits, some 85 dB of noise beside 25 to 45.
-    assert -10 * np.log10(measured.table("nsr")[layer][candidate]) == pytest.approx(simulated, abs=0.05)
+    # The simulation also rounds biases to the accumulator's step and values between layers to 16 bits: less than a
+    # twentieth of the layer's noise by amplitude, which is 0.4 dB where all of it has the same sign.
+    assert -10 * np.log10(measured.table("nsr")[layer][candidate]) == pytest.approx(simulated, abs=0.2)
 
 
 def test_all_layers_together_are_the_simulation_of_the_compiler(calibrated, measured):
     simulated = _simulated_sqnr(calibrated, _images())
-    assert -10 * np.log10(measured.measure("int8", "nsr")) == pytest.approx(simulated, abs=0.05)
+    # Biases and values between layers, as above.
+    assert -10 * np.log10(measured.measure("int8", "nsr")) == pytest.approx(simulated, abs=0.2)
 
 
 def test_finer_candidates_lose_less_and_floats_nothing(calibrated, measured):
@@ -109,14 +111,15 @@ def test_finer_candidates_lose_less_and_floats_nothing(calibrated, measured):
     assert floats.measure("float32", "nsr") == 0
 
 
-def test_half_precision_rounds_what_is_stored(calibrated):
-    found = calibrated.sensitivity(candidates=("bfloat16", "float16"), metric="mse").table("mse")[HEAD]
-    x, params = _images(), _params()
-    features = np.asarray(_net({**params, "head": np.eye(8, dtype=np.float32)}, x))
+def test_half_precision_rounds_what_is_stored():
+    draw = np.random.default_rng(2)
+    x, w = (draw.normal(size=shape).astype(np.float32) for shape in ((32, 24), (24, 8)))
+    calibrated = qc.trace(lambda w, x: x @ w, x, params=w).calibrate([x])
+    (found,) = calibrated.sensitivity(candidates=("bfloat16", "float16"), metric="mse").table().values()
     for name in ("bfloat16", "float16"):
-        halves = [np.asarray(jnp.asarray(a).astype(name), np.float64) for a in (features, params["head"])]
-        error = halves[0] @ halves[1] - features.astype(np.float64) @ params["head"]
-        # Sums in float32 are off by some 2**-24 of them, the error itself is some 2**-12 in half precision.
+        halves = [np.asarray(jnp.asarray(a).astype(name), np.float64) for a in (x, w)]
+        error = halves[0] @ halves[1] - x.astype(np.float64) @ w
+        # Sums in float32 are off by some 2**-24 of them, beside an error of some 2**-12.
         assert found[name] == pytest.approx(np.mean(error**2), rel=1e-2)
 
 
