@@ -24,7 +24,7 @@ import qcompiler as qc
 from benchmarks import models
 from qcompiler.debug import dumps
 from qcompiler.losses import sqnr_db
-from qcompiler.models import procedural, statistics, trained
+from qcompiler.models import statistics, tasks, trained
 
 _TRAINED = ("resnet", "mobilenet_v2", "vit", "detector")
 #: Configurations by chance.
@@ -33,7 +33,7 @@ _CHANCES = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sensitivity", description=__doc__.partition("\n")[0])
-    known = [*models.MODELS, *_TRAINED]
+    known = list(dict.fromkeys((*models.MODELS, *_TRAINED)))
     parser.add_argument("--models", nargs="+", default=["resnet50", "resnet", "mobilenet_v2"], choices=known)
     parser.add_argument("--batch", type=int, default=8, help="images that untrained networks run on")
     parser.add_argument("--size", type=int, default=224, help="their height and width")
@@ -59,15 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def calibrated_model(name: str, batch: int, size: int) -> qc.Calibrated:
     """A model by name, calibrated on one batch."""
-    if name in models.MODELS:
+    if name in _TRAINED:
+        settings = trained.settings_of(name)
+        model, _ = trained.trained(settings)
+        task = tasks.SCENES if name in trained.DETECTORS else tasks.SHAPES
+        images = np.asarray(task.examples(0, 32, 0, settings.size)[0])
+    else:
         model, _ = models.build(name, size)
         images = np.asarray(statistics.smooth_images(jax.random.key(1), (batch, size, size, 3)))
-    else:
-        model, _ = trained.trained(name)
-        if name == "detector":
-            images = np.asarray(trained.tasks.SCENES.examples(0, 32, 0, trained.settings_of(name).size)[0])
-        else:
-            images, _ = procedural.examples("train", 0, 32)
     return qc.trace(model, images, verify="off").calibrate([images])
 
 

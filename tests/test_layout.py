@@ -80,7 +80,18 @@ def test_packages_are_imported_from_the_checkout():
         assert Path(module.__file__).resolve().parent == folder, package
 
 
-TOP = ("api", "flax_adapter", "cli", "recipe", "target", "pipeline", "__main__")
+TOP = (
+    "api",
+    "flax_adapter",
+    "cli",
+    "recipe",
+    "target",
+    "pipeline",
+    "__main__",
+    "candidates",
+    "sensitivity",
+    "switchable",
+)
 
 
 @pytest.mark.parametrize("module", sorted(_modules()))
