@@ -12,10 +12,12 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from qcompiler import losses, sensitivity
 from qcompiler.debug.progress import ProgressBar
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import Program
 from qcompiler.passes import choose_ranges
+from qcompiler.range_choice import OutputError, Tiers
 from qcompiler.recipe import Recipe
 from qcompiler.samples import Samples
 
@@ -50,11 +52,13 @@ class Setting:
     Attributes:
       recipe: the user's.
       calibrated: the float program of regions with observers and stats.
-      batches: calibration batches of the program's shapes, flat inputs each.
+      samples: of the calibration.
+      batches: the same in batches of the program's shapes, flat inputs each.
     """
 
     recipe: Recipe
     calibrated: Program
+    samples: Samples
     batches: list[list[Any]]
 
 
@@ -81,7 +85,7 @@ class DataPass:
 
         def run(program: Program) -> Program:
             def decide(samples: Samples) -> Any:
-                return self.decide(program, Setting(recipe, calibrated, self.batches(samples, program)))
+                return self.decide(program, Setting(recipe, calibrated, samples, self.batches(samples, program)))
 
             return self.apply(program, data.decided(self.name, decide))
 
@@ -104,11 +108,28 @@ class DataPass:
 
 
 def _ranges(program: Program, setting: Setting) -> choose_ranges.Ranges:
-    recipe = setting.recipe
-    batches = setting.batches[: recipe.range_choice.batches]
+    choice = setting.recipe.range_choice
+    return _by_tier(program, setting, choice) if isinstance(choice, Tiers) else _by_error(program, setting, choice)
+
+
+def _by_error(program: Program, setting: Setting, choice: OutputError) -> choose_ranges.Ranges:
     with contextlib.closing(ProgressBar("choose_ranges")) as bar:
         count = itertools.count(1)
-        return choose_ranges.by_output_error(program, batches, recipe.estimator_for, lambda: bar.update(next(count)))
+        step = lambda: bar.update(next(count))
+        return choose_ranges.by_output_error(
+            program, setting.batches[: choice.batches], setting.recipe.estimator_for, step
+        )
+
+
+def _by_tier(program: Program, setting: Setting, choice: Tiers) -> choose_ranges.Ranges:
+    """An estimator per layer, by the variance of its gradient and the user's word on how critical it is."""
+    metric = "fisher_kl_nats" if losses.logits_of(program) else "fisher_mse"
+    found = sensitivity.analyze(
+        setting.calibrated, setting.samples, setting.recipe, candidates=("int8",), metric=metric, batches=choice.batches
+    )
+    tiers = found.tiers(choice.shares, criticality=choice.criticality)
+    estimators = {layer: getattr(choice, tier) for tier, layers in tiers.items() for layer in layers}
+    return choose_ranges.by_estimator(program, lambda region, qtype: estimators.get(region))
 
 
 #: In the order in which they run.

@@ -269,8 +269,9 @@ class Calibrated(_Stage):
           samples: batches to use in place of those of the calibration, or how many of these; None: of 32 samples.
           **options: `candidates`, `metric`, `mode`, `loss`, `draws`, `seed`; see `sensitivity.analyze`.
         """
-        kept, count = self._data.samples, samples if isinstance(samples, int) else None
-        if samples is not None and count is None:
+        if samples is None or isinstance(samples, int):
+            kept, count = self._data.samples, samples
+        else:
             calls = enumerate(batches_of(samples, self._source))
             kept = Samples(tuple(flatten(item, self.program, f"calibration batch {n}") for n, item in calls))
             count = len(kept.batches) or None

@@ -140,3 +140,43 @@ def test_kept_batches_must_fit():
 def test_bad_choices(make, message):
     with pytest.raises(RecipeError, match=message):
         make()
+
+
+def _two_layers(p, x):
+    with jax.named_scope("first"):
+        x = jax.nn.relu(x @ p["a"])
+    with jax.named_scope("second"):
+        x = jax.nn.relu(x @ p["b"])
+    with jax.named_scope("third"):
+        return x @ p["c"]
+
+
+def test_tiers_have_estimators_of_their_own():
+    weights = {name: normal(16, 16, seed=k) / 4 for k, name in enumerate("abc")}
+    x = normal(64, 16, seed=9)
+    x[0, 0] = 40
+    shares = (1 / 3, 1 / 3)
+    found = {}
+    for layer in ("first", "second"):
+        choice = range_choice.Tiers(
+            high=ranges.Percentile(99.0), medium="entropy", low="minmax", shares=shares, criticality={layer: 1e6}
+        )
+        qmodel = qc.quantize(_two_layers, [x], params=weights, recipe=dataclasses.replace(RECIPE, ranges=choice))
+        found[layer] = qmodel._quantized.programs["choose_ranges"].notes["ranges"]
+    stats = qmodel._quantized.programs["choose_ranges"].stats
+    for layer, chosen in found.items():
+        (value,) = (key for key in chosen if key.startswith("input:" if layer == "first" else "first/"))
+        expected = ranges.Percentile(99.0).estimate(stats[value], -128, 127, False)
+        assert chosen[value]["int8"] == expected
+    assert found["first"] != found["second"]
+
+
+def test_tiers_that_agree_with_the_recipe_change_nothing():
+    weights = {name: normal(16, 16, seed=k) / 4 for k, name in enumerate("abc")}
+    x = normal(64, 16, seed=9)
+    choice = range_choice.Tiers(high="mse", medium="mse", low="mse")
+    outs = [
+        np.asarray(qc.quantize(_two_layers, [x], params=weights, recipe=dataclasses.replace(RECIPE, ranges=r))(x))
+        for r in (None, choice)
+    ]
+    np.testing.assert_array_equal(*outs)
