@@ -246,7 +246,9 @@ class Sensitivity:
 
 def _candidate(weight: Any, activation: Any, granularity: Any, **rest: Any) -> Candidate:
     """A candidate from the fields of its parts, as JSON has them."""
-    as_type = lambda fields: (
-        fields and QuantType(**{name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()})
-    )
+
+    def as_type(fields: dict[str, Any] | None) -> QuantType | None:
+        given: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in (fields or {}).items()}
+        return QuantType(**given) if given else None
+
     return Candidate(as_type(weight), as_type(activation), Granularity(**granularity), **rest)
