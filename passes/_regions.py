@@ -90,3 +90,9 @@ def accumulator_scale(eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> n
         scale = np.asarray(scales[operand_index(eqn, atom)])
         product = product * (contraction.on_result(scale, anchor, k) if k == position else scale)
     return np.asarray(product, np.float32)
+
+
+def weight_shape(eqn: _compat.JaxprEqn) -> str:
+    """The shape of a region's weight, or of the table that rows are gathered from, as `3x3x64x64`; empty if none."""
+    pairs = zip(eqn.invars, eqn.params["roles"], strict=True)
+    return next(("x".join(map(str, v.aval.shape)) for v, role in pairs if role in ("weight", "rows")), "")

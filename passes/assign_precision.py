@@ -3,8 +3,9 @@
     region[conv] x w b -> y      notes["types"]:  x int8, w int8s[3] (per channel), b int32; result y int16s
 
 Here each layer gets the recipe's types, or those of the first rule that matches it; a factor of a product that 8 bits
-would hold badly (probabilities, outlier channels), as calibration shows, gets the stream's 16. The choice is noted per
-region id, so that it can be read, edited, and applied again to the same model at another batch size.
+would hold badly (probabilities, outlier channels), as calibration shows, gets the stream's 16. What the recipe gives
+single values goes before all of that. The choice is noted per region id, so that it can be read, edited, and applied
+again to the same model at another batch size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
 from qcompiler.numerics import ranges
 from qcompiler.numerics.types import BIAS, QuantType
-from qcompiler.passes import _regions
+from qcompiler.passes import _regions, _supergroups
+from qcompiler.passes._overrides import Overrides
 
 
 def assign_precision(program: Program, recipe: Any) -> Program:
@@ -33,30 +35,45 @@ def assign_precision(program: Program, recipe: Any) -> Program:
 
     Returns:
       The program with `notes["types"]` = {region id: [type or None per operand]}, `notes["output_types"]`,
-      `notes["island_type"]`, and `notes["float_regions"]`: ids that the recipe keeps in float.
+      `notes["island_type"]`, and `notes["float_regions"]`: ids that the recipe keeps in float. Where ranges are given:
+      `notes["given_values"]` = {`value@type`: encoding or estimator}, `notes["given_weights"]` = {`region@operand`: the
+      same}, `notes["retyped"]` = {value: its type where an island reads it}. `notes["rules"]`: rule and the layers that
+      it decides; `notes["supergroups"]`: see `passes._supergroups`.
 
     Raises:
-      RecipeError: a rule decides nothing.
+      RecipeError: a rule or an encoding decides nothing, or does not fit.
     """
-    _check_rules(loops.nested(program), recipe.rules)
-    return loops.everywhere(lambda part: _assigned(part, recipe), program)
+    parts = loops.nested(program)
+    decided = _check_rules(parts, recipe)
+    overrides = Overrides(recipe.encodings)
+    assigned = loops.everywhere(lambda part: _assigned(part, recipe, overrides), program)
+    overrides.check_used(_names(parts))
+    agreement = _supergroups.compared(parts, recipe.supergroups)
+    return assigned.note("rules", decided).note("supergroups", agreement)
 
 
-def _assigned(program: Program, recipe: Any) -> Program:
+def _names(parts: Sequence[Program]) -> list[str]:
+    """The names that encodings can be given under: of values between regions, and of weights."""
+    ids = [i for part in parts for v, i in part.ids.items() if classes.is_float(v)]
+    return [i.removeprefix("weight:") for i in ids]
+
+
+def _assigned(program: Program, recipe: Any, overrides: Overrides) -> Program:
+    overrides.values, overrides.weights = {}, {}
     types: dict[str, list[QuantType | None]] = {}
     keep_float: list[str] = []
     for eqn in program.eqns:
         if not _regions.is_region(eqn):
             continue
         region = eqn.params["id"]
-        rule = recipe.rule_for(region)
+        rule = recipe.rule_for(region, _regions.weight_shape(eqn))
         if rule is not None and rule.keep_float:
             keep_float.append(region)
             continue
         activation, weight = _types_of_products(recipe, rule)
         chosen = [_type_of(role, recipe, activation, weight) for role in eqn.params["roles"]]
         if rule is None or rule.activation is None:
-            chosen = _widened(program, eqn, chosen, recipe)
+            chosen = _widened(program, eqn, chosen, recipe, rule)
         for k, axis in _regions.gathered(eqn).items():
             chosen[k] = dataclasses.replace(weight, symmetric=True, narrow_range=True, axis=axis)
         position = _regions.weight_position(eqn)
@@ -65,7 +82,7 @@ def _assigned(program: Program, recipe: Any) -> Program:
             k = _regions.operand_index(eqn, anchor.invars[position])
             granularity = rule.granularity if rule and rule.granularity else recipe.granularity
             chosen[k] = _of_granularity(weight, anchor, position, granularity.channel_group)
-        types[region] = chosen
+        types[region] = _overridden(program, eqn, chosen, rule, overrides, types)
     constants = Constants(program)
     outputs = [
         recipe.output if isinstance(v, _compat.Var) and classes.is_float(v) and v not in constants else None
@@ -73,14 +90,54 @@ def _assigned(program: Program, recipe: Any) -> Program:
     ]
     for _, j in state.pairs_of(program):
         outputs[j] = outputs[j] and _read_as(program, program.outvars[j], types, recipe)
+    stored = lambda var, wanted: overrides.value(program.ids[_owner(program, var, types)], wanted, "stored")
+    outputs = [t and stored(v, t) for v, t in zip(program.outvars, outputs, strict=True)]
+    owners = {_owner(program, v, types): v for v in program.ids if classes.is_float(v) and v not in constants}
+    retyped = {program.ids[o]: stored(v, recipe.stream) for o, v in owners.items()}
     program = program.note("types", types).note("output_types", outputs)
     islands = [*program.notes.get("islands", ()), *(_island(program, region) for region in keep_float)]
     program = program.note("islands", islands).note("float_regions", keep_float)
+    program = program.note("given_values", overrides.values).note("given_weights", overrides.weights)
+    program = program.note("retyped", {key: t for key, t in retyped.items() if t != recipe.stream})
     return program.note("island_type", recipe.stream).replace(stage="assign_precision")
 
 
+def _owner(program: Program, var: Any, types: dict[str, Any]) -> Any:
+    """The value whose scale a value has: the operand behind views that are in integers."""
+    while (made := program.producer.get(var)) is not None and _regions.is_region(made):
+        if made.params["kind"] != "view" or made.params["id"] not in types:
+            break
+        var = made.invars[0]
+    return var
+
+
+def _overridden(
+    program: Program,
+    eqn: _compat.JaxprEqn,
+    chosen: list[QuantType | None],
+    rule: Any,
+    overrides: Overrides,
+    types: dict[str, Any],
+) -> list[QuantType | None]:
+    """The types of a region's operands, those that the recipe gives single values and layers in place of others."""
+    region, position, out = eqn.params["id"], _regions.weight_position(eqn), list(chosen)
+    channels = contraction.channel_dims(_regions.anchor_of(eqn), position) if position is not None else ()
+    for k, (var, role, qtype) in enumerate(zip(eqn.invars, eqn.params["roles"], chosen, strict=True)):
+        name = program.ids.get(var, "")
+        if role in ("weight", "rows"):
+            given = rule.weight_range if rule else None
+            weight = name.removeprefix("weight:"), region, k, var.aval.shape
+            out[k] = overrides.weight(*weight, qtype, channels if role == "weight" else (), given)
+        elif role == "bias":
+            overrides.bias(name.removeprefix("weight:"), region, k)
+        elif qtype is not None and name and not name.startswith("weight:"):
+            owner = program.ids[_owner(program, var, types)]
+            out[k] = overrides.value(owner, qtype, role, rule.activation_range if rule else None)
+    return out
+
+
 def _widened(
-    program: Program, eqn: _compat.JaxprEqn, chosen: list[QuantType | None], recipe: Any
+    program: Program, eqn: _compat.JaxprEqn, chosen: list[QuantType | None], recipe: Any, rule: Any
 ) -> list[QuantType | None]:
     """The types of a region's operands, the stream's for a factor of a product that the activation type holds badly."""
     anchor = _regions.anchor_of(eqn)
@@ -96,7 +153,9 @@ def _widened(
         stats = program.stats.get(program.ids[_regions.behind_views(program, var)])
         if stats is None or not stats.count:
             continue
-        range_ = recipe.estimator_for(qtype).estimate(stats, qtype.qmin, qtype.qmax, qtype.symmetric)
+        estimator = rule.activation_range if rule else None
+        estimator = estimator if isinstance(estimator, ranges.Estimator) else recipe.estimator_for(qtype)
+        range_ = estimator.estimate(stats, qtype.qmin, qtype.qmax, qtype.symmetric)
         if ranges.expected_sqnr_db(stats, range_, qtype.qmin, qtype.qmax, qtype.symmetric) < least:
             out[k] = recipe.stream
     return out
@@ -117,18 +176,25 @@ def _read_as(program: Program, var: Any, types: dict[str, list[QuantType | None]
     return widest
 
 
-def _check_rules(parts: Sequence[Program], rules: Sequence[Any]) -> None:
-    """Raises `RecipeError` for a rule that matches no layer, that earlier ones leave nothing, or that types nothing."""
+def _check_rules(parts: Sequence[Program], recipe: Any) -> list[dict[str, Any]]:
+    """The layers that each rule decides, and those that none does.
+
+    Raises:
+      RecipeError: a rule matches no layer, or none that earlier ones leave, or gives what none of them has.
+    """
+    found = []
     regions = [e for part in parts for e in part.eqns if _regions.is_region(e)]
     roles = {e.params["id"]: set(e.params["roles"]) for e in regions}
+    shapes = {e.params["id"]: _regions.weight_shape(e) for e in regions}
     free = dict(roles)
-    for rule in rules:
-        matched = [region for region in roles if rule.matches(region)]
-        islands = [i["id"] for part in parts for i in part.notes.get("islands", ()) if rule.matches(i["id"])]
+    for rule in recipe.rules:
+        matched = [region for region in roles if rule.matches(region, shapes[region])]
+        islands = [i["id"] for part in parts for i in part.notes.get("islands", ()) if rule.matches(i["id"], "")]
         if not matched and islands and not rule.keep_float:
             raise RecipeError(f"{rule} matches only what stays float anyway: {_some(islands)}")
         if not matched and not islands:
             raise RecipeError(f"{rule} matches no layer; layers are {_some(list(roles))}")
+        found.append({"rule": repr(rule), "layers": [region for region in matched if region in free]})
         decided = [free.pop(region) for region in matched if region in free]
         if matched and not decided:
             raise RecipeError(
@@ -139,9 +205,11 @@ def _check_rules(parts: Sequence[Program], rules: Sequence[Any]) -> None:
             ("weight", "type", "weight"),
             ("granularity", "granularity", "weight"),
             ("activation", "type", "activation"),
+            ("weight_range", "range", "weight"),
         ):
             if getattr(rule, name) is not None and not any(role in found for found in decided):
                 raise RecipeError(f"{rule} gives a {what} to the {role} of layers that have none: {_some(matched)}")
+    return [*found, {"rule": None, "layers": list(free)}]
 
 
 def _types_of_products(recipe: Any, rule: Any) -> tuple[QuantType, QuantType]:
@@ -187,8 +255,12 @@ def input_types(program: Program, recipe: Any) -> dict[str, QuantType]:
         for eqn, k in [use for v in (var, *observed) for use in program.users.get(v, ())]:
             if not _regions.is_region(eqn):
                 continue
-            pair = _types_of_products(recipe, recipe.rule_for(eqn.params["id"]))
-            qtype = _type_of(eqn.params["roles"][k], recipe, *pair) or recipe.stream
+            rule = recipe.rule_for(eqn.params["id"], _regions.weight_shape(eqn))
+            pair = _types_of_products(recipe, rule)
+            role = eqn.params["roles"][k]
+            qtype = _type_of(role, recipe, *pair) or recipe.stream
+            given = rule.activation_range if rule else None
+            qtype = Overrides(recipe.encodings).value(program.ids[var], qtype, role, given)
             known = found.setdefault(program.ids[var], qtype)
             found[program.ids[var]] = max(known, qtype, key=lambda t: t.bits)
     return found

@@ -22,8 +22,10 @@ from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
 from qcompiler.numerics import fixed_point, types
 from qcompiler.numerics.encoding import Encoding
+from qcompiler.numerics.fixed_range import FixedRange
+from qcompiler.numerics.ranges import Estimator
 from qcompiler.numerics.types import QuantType
-from qcompiler.passes import _regions
+from qcompiler.passes import _overrides, _regions
 
 
 def insert_qdq(program: Program, estimator_for: Callable[[QuantType], Any]) -> Program:
@@ -61,6 +63,7 @@ class _Inserter:
         self.island_needs: set[Any] = set()
         self._collect_needs()
         self.parameters: dict[tuple[Any, QuantType], tuple[np.ndarray, np.ndarray]] = {}
+        self.unfollowed: list[str] = []
 
     def quantized_region(self, eqn: _compat.JaxprEqn | None) -> bool:
         return eqn is not None and _regions.is_region(eqn) and eqn.params["id"] in self.types
@@ -94,8 +97,11 @@ class _Inserter:
                     self.island_needs.add(var)
 
     def own(self, var: Any, qtype: QuantType) -> _Need:
-        """A type at the value's own range."""
-        return _Need(qtype, self.owner(var))
+        """A type at the value's own range; that which the recipe gives the value goes before the one that is wanted."""
+        owner = self.owner(var)
+        if qtype == self.program.notes["island_type"]:
+            qtype = self.program.notes.get("retyped", {}).get(self.program.ids[owner], qtype)
+        return _Need(qtype, owner)
 
     def stored(self, eqn: _compat.JaxprEqn) -> _Need:
         """The encoding in which a view or concatenation reads and gives: the widest that its readers want."""
@@ -127,7 +133,12 @@ class _Inserter:
         return builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
 
     def calibrated(self, owner: Any, key: str, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
-        """Scale and zero point from what calibration saw of a value."""
+        """Scale and zero point as the recipe gives them, or from what calibration saw of a value."""
+        given = self.program.notes.get("given_values", {}).get(f"{key}@{qtype.name}")
+        if isinstance(given, Encoding):
+            return given.scale, given.zero_point
+        if isinstance(given, FixedRange):
+            return types.scale_and_zero_point(given.low, given.high, qtype)
         if key not in self.program.stats:
             raise CalibrationError(
                 f"calibration has not seen {key}: no batch runs that branch, or the function is another; add a batch "
@@ -139,10 +150,10 @@ class _Inserter:
         if not stats.count and owner.aval.size:
             raise CalibrationError(f"{place}: calibration saw only arrays without elements; add a batch that has some")
         chosen = self.program.notes.get("ranges", {}).get(key, {}).get(qtype.name)
-        if chosen is not None:
+        if chosen is not None and given is None:
             return types.scale_and_zero_point(*chosen, qtype)
         try:
-            encoding = Encoding.of_stats(stats, qtype, self.estimator_for(qtype))
+            encoding = Encoding.of_stats(stats, qtype, given or self.estimator_for(qtype))
         except QuantizationError as error:
             raise CalibrationError(
                 f"{place}: {error}; rescale it, or keep its readers in float by a qc.Rule"
@@ -194,7 +205,8 @@ class _Inserter:
             return [read(v, x, t) for v, x, t in zip(program.outvars, outs, program.notes["output_types"], strict=True)]
 
         fields = {"stats": program.stats, "notes": program.notes, "stage": "insert_qdq"}
-        return build(make, program.weights, program.input_avals, program.signature, **fields)
+        inserted = build(make, program.weights, program.input_avals, program.signature, **fields)
+        return inserted.note("unfollowed", sorted(set(self.unfollowed)))
 
     def region_operands(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any], read: Any) -> list[Any]:
         if eqn.params["kind"] in _regions.REARRANGING:
@@ -205,7 +217,7 @@ class _Inserter:
         for k, (var, role, qtype) in enumerate(zip(eqn.invars, eqn.params["roles"], chosen, strict=True)):
             if role in ("weight", "rows"):
                 try:
-                    scales[k] = weight_scale(self.constants.value(var), qtype)[0]
+                    scales[k] = self.weight_scale(eqn, k, qtype)
                 except QuantizationError as error:
                     raise QuantizationError(
                         f"weight {self.program.ids[var].removeprefix('weight:')} of {eqn.params['id']} at "
@@ -240,14 +252,33 @@ class _Inserter:
                 out[k] = read(var, values[k], stored)
         return out
 
+    def given_weight(self, eqn: _compat.JaxprEqn, k: int) -> Encoding | Estimator | None:
+        """What the recipe gives operand k of a region, a weight or a bias."""
+        return self.program.notes.get("given_weights", {}).get(f"{eqn.params['id']}@{k}")
+
+    def weight_range(self, eqn: _compat.JaxprEqn, k: int, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high ends of the elements that share a scale, as `weight_range`, or as the recipe estimates them."""
+        given, array = self.given_weight(eqn, k), self.constants.value(eqn.invars[k])
+        return _overrides.estimated(array, qtype, given) if isinstance(given, Estimator) else weight_range(array, qtype)
+
+    def weight_scale(self, eqn: _compat.JaxprEqn, k: int, qtype: QuantType) -> np.ndarray:
+        """The scales of a weight before its channels are made to fit the region."""
+        given = self.given_weight(eqn, k)
+        if isinstance(given, Encoding):
+            return given.scale
+        return types.scale_and_zero_point(*self.weight_range(eqn, k, qtype), qtype)[0]
+
     def weight(
         self, builder: Builder, eqn: _compat.JaxprEqn, k: int, value: Any, qtype: QuantType, scale: np.ndarray
     ) -> Any:
-        var = eqn.invars[k]
-        array = self.constants.value(var)
-        zero = types.zero_point_for(weight_range(array, qtype)[0], scale, qtype)
+        var, given = eqn.invars[k], self.given_weight(eqn, k)
+        if isinstance(given, Encoding):
+            zero = given.zero_point
+        else:
+            zero = types.zero_point_for(self.weight_range(eqn, k, qtype)[0], scale, qtype)
+        plain = weight_scale(self.constants.value(var), qtype)
         name = f"{self.program.ids[var].removeprefix('weight:')}:{qtype.name}"
-        name += "" if np.array_equal(weight_scale(array, qtype)[0], scale) else f"@{eqn.params['id']}"
+        name += "" if np.array_equal(plain[0], scale) and np.array_equal(plain[1], zero) else f"@{eqn.params['id']}"
         scale, zero = builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
         return ops.fake_quantize(value, scale, zero, qtype)
 
@@ -260,8 +291,8 @@ class _Inserter:
                 f"{identity.describe(eqn)} ({eqn.params['id']}): the scales of its operands multiply to less than any "
                 "float32 number; rescale the layer, or keep it in float by a qc.Rule"
             )
-        if position is not None:
-            k = _regions.operand_index(eqn, anchor.invars[position])
+        k = None if position is None else _regions.operand_index(eqn, anchor.invars[position])
+        if k is not None and not isinstance(self.given_weight(eqn, k), Encoding):
             least = 2 * types.SMALLEST_NORMAL / factors[1 - position]
             scales[k] = np.maximum(scales[k], least).astype(np.float32)
 
@@ -276,6 +307,8 @@ class _Inserter:
             return
         anchor = _regions.anchor_of(eqn)
         k = _regions.operand_index(eqn, anchor.invars[position])
+        if isinstance(self.given_weight(eqn, k), Encoding):
+            return
         qtype, array = self.types[eqn.params["id"]][k], self.constants.value(eqn.invars[k])
         unit = _regions.accumulator_scale(eqn, {**scales, k: np.ones_like(scales[k])})
         fine = np.abs(self.constants.value(bias).astype(np.float64)) / unit * _DEAD_BIAS_STEP
@@ -299,10 +332,26 @@ class _Inserter:
                 f"accumulator's scale {float(np.min(scale)):.3g} and does not fit int32: its weights or its input's "
                 "range are far too small for it; rescale the layer, or keep it in float by a qc.Rule"
             )
+        self.compare_bias(eqn, k, scale)
         q = builder.weight(f"{eqn.params['id']}:bias/int32", codes.astype(np.int32))
         zero = builder.weight("zero", np.zeros((), np.int32))
         value = ops.dequantize(q, traced, zero, types.BIAS)
         return value.astype(eqn.invars[k].aval.dtype)
+
+    def compare_bias(self, eqn: _compat.JaxprEqn, k: int, scale: np.ndarray) -> None:
+        """Notes what the recipe gives a bias, where it is not the scale that the bias has by its operands."""
+        given = self.given_weight(eqn, k)
+        if given is None:
+            return
+        scales = np.sort(np.unique(given.scale)) if isinstance(given, Encoding) else np.zeros(0)
+        own = np.sort(np.unique(scale))
+        # A part in a thousand is far less than a bias loses by it, and more than float32 or a file's digits do.
+        if scales.shape != own.shape or not np.allclose(scales, own, rtol=1e-3, atol=0.0):
+            name = self.program.ids[eqn.invars[k]].removeprefix("weight:")
+            self.unfollowed.append(
+                f"the encoding of the bias {name}: it is int32 at the product of the scales of input and weight of "
+                f"{eqn.params['id']}, from {own[0]:.3g} to {own[-1]:.3g}"
+            )
 
 
 def widest(wanted: list[_Need]) -> _Need:

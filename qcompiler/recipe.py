@@ -1,15 +1,30 @@
-"""`Recipe`: which types and range estimators a program gets, with rules that override them by module path."""
+"""`Recipe`: which types and range estimators a program gets, with rules and encodings that override them."""
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
+import os
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from qcompiler import range_choice as range_choices
 from qcompiler.errors import RecipeError
+from qcompiler.ir.patterns import matches
+from qcompiler.numerics.encoding import Encoding
+from qcompiler.numerics.fixed_range import FixedRange
 from qcompiler.numerics.ranges import Estimator, MinMax
-from qcompiler.numerics.types import ACTIVATION, INDEX, STREAM, WEIGHT, QuantType
+from qcompiler.numerics.types import (
+    ACTIVATION,
+    INDEX,
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
+    STREAM,
+    WEIGHT,
+    QuantType,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +77,50 @@ def _check_type(role: str, what: str, qtype: Any) -> None:
         raise RecipeError(f"the {what} has axis={qtype.axis}: {where}")
 
 
-@dataclasses.dataclass(frozen=True)
+def _estimator(which: Any) -> Estimator:
+    """The estimator of a name, of `(low, high)`, or the estimator itself."""
+    try:
+        if isinstance(which, tuple | list):
+            low, high = which
+            return FixedRange(float(low), float(high))
+        return range_choices.estimator(which)
+    except (TypeError, ValueError, RecipeError) as error:
+        raise RecipeError(f"a range is (low, high), the name of an estimator, or an estimator: {error}") from error
+
+
+def check_encoding(encoding: Encoding, what: str) -> None:
+    """Raises `RecipeError` unless its numbers can turn codes into reals; `what` begins the message."""
+    scale, zero, qtype = np.asarray(encoding.scale), np.asarray(encoding.zero_point), encoding.type
+    if not scale.size or not (np.isfinite(scale) & (scale >= SMALLEST_SCALE) & (scale <= LARGEST_SCALE)).all():
+        raise RecipeError(
+            f"{what} has scales that are no numbers from {SMALLEST_SCALE:.3g} to {LARGEST_SCALE:.3g}: "
+            f"{scale.ravel()[:4]}"
+        )
+    if zero.dtype.kind not in "iu" or zero.size not in (1, scale.size):
+        raise RecipeError(f"{what} has {zero.size} zero points of {zero.dtype} for {scale.size} scales")
+    if ((zero < qtype.qmin) | (zero > qtype.qmax)).any() or (qtype.symmetric and zero.any()):
+        allowed = "0" if qtype.symmetric else f"{qtype.qmin} to {qtype.qmax}"
+        raise RecipeError(f"{what} has zero points that {qtype.name} cannot hold: {zero.ravel()[:4]}, not {allowed}")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Rule:
-    """What to do with the layers that match; the first rule that matches a layer decides.
+    r"""What to do with the layers that match; the first rule that matches a layer decides.
+
+    A pattern is a glob, or a compiled `re.Pattern`, which must match the whole text.
 
     Attributes:
-      path: glob on the module path (`encoder/*/mlp*`); `*` matches everything, the empty path too.
-      primitive: glob on the primitive (`dot_general`, `conv*`).
+      path: pattern of the module path (`encoder/*/mlp*`); `*` matches everything, the empty path too.
+      primitive: pattern of the primitive (`dot_general`, `conv*`).
+      shape: pattern of the weight's shape as the program holds it: `3x3x*x64` or `re.compile(r"1x1x\d+x\d+")`. A layer
+        without weights has the empty shape.
       weight: type of the weights, or None for the recipe's.
       activation: type of the operands of products, or None for the recipe's.
       granularity: of the weights, `tensor`, `channel` or a `Granularity`, or None for the recipe's.
+      activation_range: of what the layer reads: `(low, high)`, the name of an estimator, an estimator, or an
+        `Encoding`, which gives the type of the operands of products as well; None for the recipe's. Another layer that
+        reads the same value in the same type reads it so, too: it is stored once.
+      weight_range: the same of the weights, an estimator for each channel or group of its own.
       keep_float: leave the layer in float (an island).
 
     Raises:
@@ -79,33 +128,90 @@ class Rule:
         and given types as well.
     """
 
-    path: str = "*"
-    primitive: str = "*"
+    path: str | re.Pattern[str] = "*"
+    primitive: str | re.Pattern[str] = "*"
+    shape: str | re.Pattern[str] = "*"
     weight: QuantType | None = None
     activation: QuantType | None = None
     granularity: str | Granularity | None = None
+    activation_range: str | tuple[float, float] | Estimator | Encoding | None = None
+    weight_range: str | tuple[float, float] | Estimator | Encoding | None = None
     keep_float: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("path", "primitive"):
-            if not isinstance(getattr(self, name), str):
-                raise RecipeError(f"{name} of a rule is a glob such as 'head*', got {getattr(self, name)!r}")
-        names = ("weight", "activation", "granularity")
-        types = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if "granularity" in types:
-            object.__setattr__(self, "granularity", _granularity(types["granularity"]))
-        for name in types.keys() - {"granularity"}:
-            _check_type(name, f"{name} type of a rule", types[name])
-        if self.keep_float and types:
+        for name in ("path", "primitive", "shape"):
+            if not isinstance(getattr(self, name), str | re.Pattern):
+                raise RecipeError(
+                    f"{name} of a rule is a glob such as 'head*', or a compiled re.Pattern; got {getattr(self, name)!r}"
+                )
+        names = ("weight", "activation", "granularity", "activation_range", "weight_range")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if "granularity" in given:
+            object.__setattr__(self, "granularity", _granularity(given["granularity"]))
+        for role in ("activation", "weight"):
+            if role in given:
+                _check_type(role, f"{role} type of a rule", given[role])
+            range_ = given.get(f"{role}_range")
+            if isinstance(range_, Encoding):
+                check_encoding(range_, f"{role}_range of a rule")
+                if role in given and (given[role].bits, given[role].symmetric) != (
+                    range_.type.bits,
+                    range_.type.symmetric,
+                ):
+                    raise RecipeError(
+                        f"a rule for {self.path!r} gives {role}s the type {given[role].name} and an encoding of "
+                        f"{range_.type.name}: drop one of the two"
+                    )
+            elif range_ is not None:
+                object.__setattr__(self, f"{role}_range", _estimator(range_))
+        if self.keep_float and given:
             raise RecipeError(
-                f"a rule for {self.path!r} keeps layers in float and gives them a {', a '.join(types)}: "
+                f"a rule for {self.path!r} keeps layers in float and gives them a {', a '.join(given)}: "
                 "drop one of the two"
             )
 
-    def matches(self, region_id: str) -> bool:
-        """Whether the rule speaks of the region with this id."""
+    def matches(self, region_id: str, shape: str | None = None) -> bool:
+        """Whether the rule speaks of the region with this id.
+
+        Args:
+          region_id: `path/primitive#occurrence`.
+          shape: of its weight, `3x3x64x64`, empty without one; None where it is not known.
+
+        Raises:
+          ValueError: the rule has a shape, and that of the region is not known.
+        """
+        if shape is None and self.shape != "*":
+            raise ValueError(f"whether {self} matches {region_id} depends on the shape of its weight")
         path, _, name = region_id.rpartition("/")
-        return fnmatch.fnmatchcase(path, self.path) and fnmatch.fnmatchcase(name.partition("#")[0], self.primitive)
+        texts = ((self.path, path), (self.primitive, name.partition("#")[0]), (self.shape, shape or ""))
+        return all(matches(pattern, text) for pattern, text in texts)
+
+    def __repr__(self) -> str:
+        given = (
+            (f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
+        )
+        return f"Rule({', '.join(f'{name}={value!r}' for name, value in given)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Supergroup:
+    """Ops in a row, each reading the one before, that are one: what they hand on among themselves is not quantized.
+
+    Attributes:
+      ops: names as ONNX has them (`Conv`, `Relu`), at least two.
+      fuse: False: they are not one, so each result is quantized.
+    """
+
+    ops: tuple[str, ...]
+    fuse: bool = True
+
+    def __post_init__(self) -> None:
+        ops = tuple(self.ops) if isinstance(self.ops, Sequence) and not isinstance(self.ops, str) else ()
+        if len(ops) < 2 or not all(isinstance(op, str) for op in ops):
+            raise RecipeError(
+                f"the ops of a supergroup are at least two names such as ('Conv', 'Relu'); got {self.ops!r}"
+            )
+        object.__setattr__(self, "ops", ops)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +238,12 @@ class Recipe:
       pair_sqnr: the same for the operands of a product of two activations.
       equalize: cross-layer equalization before quantization; None: only with weights per tensor, which need it.
       rules: overrides, first match wins.
+      encodings: what single values and weights are given: pattern of a value id (`input:x`, `stem/dot_general#0`) or of
+        a weight's name -> an `Encoding`, or a `QuantType` alone, whose range is then calibrated. A name that is spelled
+        out goes before patterns, the first pattern that matches before others. Whoever reads the value reads it so; a
+        value that is to have several encodings has `id@int8` for readers that want that type. Encodings come from
+        `qcompiler.interchange.load`, mostly.
+      supergroups: rows of ops that are to be one integer op; where the regions say otherwise, the report does.
 
     Raises:
       RecipeError: a type that the backend has no integers for, or an unknown granularity or estimator.
@@ -152,27 +264,70 @@ class Recipe:
     pair_sqnr: float | None = 35.0
     equalize: bool | None = None
     rules: tuple[Rule, ...] = ()
+    encodings: Mapping[str | re.Pattern[str], Encoding | QuantType] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
+    supergroups: tuple[Supergroup, ...] = ()
 
     def __post_init__(self) -> None:
         for role in MOST_BITS:
             _check_type(role, f"{role} type", getattr(self, role))
         object.__setattr__(self, "granularity", _granularity(self.granularity))
         for estimator in (self.activation_range, self.index_range, self.stream_range):
-            range_choices.estimator(estimator)
+            _estimator(estimator)
         object.__setattr__(self, "ranges", range_choices.named(self.ranges))
         rules = (self.rules,) if isinstance(self.rules, Rule) else tuple(self.rules)
         if wrong := [r for r in rules if not isinstance(r, Rule)]:
             raise RecipeError(f"rules are qc.Rule objects, got {wrong[0]!r}")
         object.__setattr__(self, "rules", rules)
+        self._check_encodings()
+        if wrong := [g for g in self.supergroups if not isinstance(g, Supergroup)]:
+            raise RecipeError(f"supergroups are qcompiler.recipe.Supergroup objects, got {wrong[0]!r}")
+        object.__setattr__(self, "supergroups", tuple(self.supergroups))
+
+    def _check_encodings(self) -> None:
+        if not isinstance(self.encodings, Mapping):
+            raise RecipeError(f"encodings map names to qc.Encoding objects, got {self.encodings!r}")
+        object.__setattr__(self, "encodings", dict(self.encodings))
+        for name, given in self.encodings.items():
+            if not isinstance(name, str | re.Pattern):
+                raise RecipeError(f"encodings are given by name, glob or compiled re.Pattern; got {name!r}")
+            if not isinstance(given, Encoding | QuantType):
+                raise RecipeError(f"the encoding of {name!r} is a qc.Encoding, or a qc.QuantType; got {given!r}")
+            if isinstance(given, Encoding):
+                check_encoding(given, f"the encoding of {name!r}")
 
     def estimator_for(self, qtype: QuantType) -> Estimator:
         """The range estimator for values of a type."""
         by_bits = self.activation_range if qtype.bits <= 8 else self.index_range
-        return range_choices.estimator(self.stream_range if qtype.bits > MOST_BITS["index"] else by_bits)
+        return _estimator(self.stream_range if qtype.bits > MOST_BITS["index"] else by_bits)
 
-    def rule_for(self, region_id: str) -> Rule | None:
-        """The first rule that matches a region."""
-        return next((r for r in self.rules if r.matches(region_id)), None)
+    def rule_for(self, region_id: str, shape: str | None = None) -> Rule | None:
+        """The first rule that matches a region; see `Rule.matches`."""
+        return next((r for r in self.rules if r.matches(region_id, shape)), None)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the recipe as JSON, which `load` reads; the file is replaced whole or not at all.
+
+        Raises:
+          RecipeError: a field holds what a file cannot.
+          OSError: the file cannot be written.
+        """
+        from qcompiler import recipe_files
+
+        recipe_files.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Reads a recipe that `save`, or a person, wrote.
+
+        Raises:
+          RecipeError: it is no such file, of another version, or holds what no recipe has; says where.
+          OSError: the file cannot be read.
+        """
+        from qcompiler import recipe_files
+
+        return recipe_files.load(path)
 
     @property
     def range_choice(self) -> range_choices.OutputError | range_choices.Tiers:

@@ -93,6 +93,9 @@ def report_of(program: Program, manager: pipeline.PassManager) -> report.Report:
         weight_bytes=report.weight_bytes(program.weights.values()),
         float_weight_bytes=program.notes.get("float_weight_bytes", 0),
         sqnr_db=manager.sqnr,
+        rules=report.rules_of(program),
+        supergroups=report.supergroups_of(program),
+        unfollowed=report.unfollowed_of(program.notes),
         passes=tuple(manager.records),
         dump=str(folder) if folder is not None else None,
     )
@@ -260,6 +263,7 @@ class Calibrated(_Stage):
         programs = pipeline.integer_passes(manager, self.program, chosen, data)
         if allowed is not None:
             _refuse_islands(programs["fold_zero_points"], allowed)
+        _warn_of_disagreement(programs["fold_zero_points"])
         return Quantized(self._source, chosen, manager, self.program, programs, data)
 
     def sensitivity(self, samples: Iterable[Any] | int | None = None, **options: Any) -> Sensitivity:
@@ -276,6 +280,19 @@ class Calibrated(_Stage):
             kept = Samples(tuple(flatten(item, self.program, f"calibration batch {n}") for n, item in calls))
             count = len(kept.batches) or None
         return sensitivity.analyze(self.program, kept, self._recipe, batches=count, **options)
+
+
+def _warn_of_disagreement(program: Program) -> None:
+    """Says what of a recipe's encodings and supergroups the program does not have."""
+    lines = list(report.unfollowed_of(program.notes))
+    for group in report.supergroups_of(program):
+        wanted = "one op" if group.fuse else "ops apart"
+        lines += [
+            f"the supergroup {', '.join(group.ops)}, which is not {wanted} in {where}" for where in group.disagree
+        ]
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines)
+        warnings.warn(f"not followed of the recipe:\n{listed}", stacklevel=identity.user_stacklevel())
 
 
 def _globs(strict: bool | Sequence[str]) -> Sequence[str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,31 @@ class PassRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class RuleRecord:
+    """A rule of the recipe as text, None for the layers that no rule matches, and the ids of the layers it decides."""
+
+    rule: str | None
+    layers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SupergroupRecord:
+    """Ops that a recipe wants to be one (or, without `fuse`, apart), and where the program does otherwise.
+
+    Attributes:
+      ops: names as ONNX has them.
+      fuse: whether they are to be one.
+      agree: how many rows of such ops are as wanted.
+      disagree: the regions of each other row.
+    """
+
+    ops: tuple[str, ...]
+    fuse: bool
+    agree: int
+    disagree: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Attributes:
 
@@ -54,6 +79,9 @@ class Report:
     weight_bytes: bytes of the final program's weights, everything counted.
     float_weight_bytes: bytes of the weights that the user gave.
     sqnr_db: signal to quantization noise of the integers against float on the probe batch; None if not verified.
+    rules: of the recipe, in its order, and last the layers that none matches; empty before types are assigned.
+    supergroups: of the recipe.
+    unfollowed: encodings of the recipe that the program does not have, and why.
     passes: in the order they ran.
     dump: folder of the dumps, or None.
     """
@@ -67,6 +95,9 @@ class Report:
     weight_bytes: int = 0
     float_weight_bytes: int = 0
     sqnr_db: float | None = None
+    rules: tuple[RuleRecord, ...] = ()
+    supergroups: tuple[SupergroupRecord, ...] = ()
+    unfollowed: tuple[str, ...] = ()
     passes: tuple[PassRecord, ...] = ()
     dump: str | None = None
 
@@ -93,6 +124,13 @@ class Report:
             lines.append(f"SQNR on the probe    {self.sqnr_db:.1f} dB")
         if self.dump:
             lines.append(f"dumps                {self.dump}")
+        if any(r.rule for r in self.rules):
+            lines.append("rules")
+            lines += [f"  {r.rule or 'no rule'}: {_some(r.layers)}" for r in self.rules if r.layers]
+        for group in self.supergroups:
+            what = f"{', '.join(group.ops)}: {group.agree} {'fused' if group.fuse else 'apart'}"
+            lines.append(f"supergroup           {what}" + (f", not {_some(group.disagree)}" if group.disagree else ""))
+        lines += [f"not followed         {text}" for text in self.unfollowed]
         lines.append("passes")
         lines += [f"  {p.name:<18} {p.seconds:7.2f} s  {p.changed}" for p in self.passes]
         if self.islands:
@@ -102,6 +140,27 @@ class Report:
                 for i in self.islands
             ]
         return "\n".join(lines)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def rules_of(program: Program) -> tuple[RuleRecord, ...]:
+    """What `assign_precision` noted of rules."""
+    return tuple(RuleRecord(r["rule"], tuple(r["layers"])) for r in program.notes.get("rules", ()))
+
+
+def supergroups_of(program: Program) -> tuple[SupergroupRecord, ...]:
+    """What `assign_precision` noted of supergroups."""
+    found = program.notes.get("supergroups", ())
+    return tuple(SupergroupRecord(tuple(g["ops"]), g["fuse"], g["agree"], tuple(g["disagree"])) for g in found)
+
+
+def unfollowed_of(notes: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `insert_qdq` noted of encodings that it could not follow, in bodies of loops too."""
+    inside = (unfollowed_of(body) for bodies in notes.get(loops.BODIES, {}).values() for body in bodies)
+    return (*notes.get("unfollowed", ()), *(text for found in inside for text in found))
 
 
 def islands_of(program: Program) -> tuple[Island, ...]:

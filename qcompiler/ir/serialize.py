@@ -37,7 +37,9 @@ from qcompiler.ir._serial_encode import Writer
 from qcompiler.ir._serial_names import CLASSES as _CLASSES
 from qcompiler.ir._serial_names import PRIMITIVES as _PRIMITIVES
 from qcompiler.ir.program import Program
+from qcompiler.numerics import ranges
 from qcompiler.numerics.encoding import Encoding
+from qcompiler.numerics.fixed_range import FixedRange
 from qcompiler.numerics.types import QuantType
 
 #: Raised whenever older readers could misread what newer writers write.
@@ -71,7 +73,8 @@ for _name in (
 ).split():
     with contextlib.suppress(AttributeError, TypeError):  # some are plain classes, or missing, in some versions
         register_classes(getattr(lax, _name))
-register_classes(QuantType, Encoding)
+register_classes(QuantType, Encoding, FixedRange, ranges.MinMax, ranges.MovingAverage, ranges.Percentile)
+register_classes(ranges.MSE, ranges.Entropy)
 
 
 def save(program: Program, path: str | os.PathLike[str]) -> None:
