@@ -46,10 +46,15 @@ class Overrides:
         self.weights: dict[str, Encoding | Estimator] = {}
 
     def find(self, name: str, which: str) -> Given | None:
-        """What a name is given: under `name@which`, under the name, or under the first pattern that matches either."""
+        """What a name is given: under `name@which`, under the name, or under the first pattern that matches.
+
+        A pattern is of names, but for one with an `@`, which is of names with what stands behind it.
+        """
         texts = (f"{name}@{which}", name)
         keys = [t for t in texts if t in self._encodings] or [
-            p for p in self._encodings if not patterns.is_exact(p) and any(patterns.matches(p, t) for t in texts)
+            p
+            for p in self._encodings
+            if not patterns.is_exact(p) and patterns.matches(p, texts["@" not in _text_of(p)])
         ]
         if not keys:
             return None
@@ -135,7 +140,7 @@ class Overrides:
         lines = []
         for pattern in self._encodings:
             if pattern not in self.used:
-                text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
+                text = _text_of(pattern)
                 near = difflib.get_close_matches(text, every, 3, 0.5)
                 lines.append(f"  {text}" + (f"; near it: {', '.join(near)}" if near else ""))
         if lines:
@@ -145,6 +150,10 @@ class Overrides:
                 f"view has the encoding of what it shows); there are {some}"
                 f"{' ...' if len(every) > 8 else ''}:\n{listed}"
             )
+
+
+def _text_of(pattern: str | re.Pattern[str]) -> str:
+    return pattern.pattern if isinstance(pattern, re.Pattern) else pattern
 
 
 def _for_reader(owner: str, given: Given, wanted: QuantType, role: str) -> Given:
@@ -191,7 +200,8 @@ def fitted(encoding: Encoding, shape: tuple[int, ...], layer: QuantType, free: s
 
     Args:
       encoding: one scale; or one for each position along `type.axis`, blocks repeated and the last perhaps too long;
-        or, without an axis, one for each output channel (one dimension), else as NumPy broadcasts.
+        or, without an axis, one for each output channel (one dimension; channels of several dimensions in row-major
+        order), else as NumPy broadcasts.
       shape: of the weight.
       layer: type that the layer would give it, whose axis is kept where the scales allow it.
       free: dimensions that may have scales of their own.
@@ -207,6 +217,8 @@ def fitted(encoding: Encoding, shape: tuple[int, ...], layer: QuantType, free: s
     if scale.size == 1:
         return Encoding(base, scale.reshape(()), zero.reshape(()))
     dims = _dims(scale, given, shape, free, what)
+    if scale.ndim == 1 < len(dims):
+        scale, zero = (a.reshape([shape[d] for d in dims]) for a in (scale, zero))
     sizes = [scale.shape[scale.ndim - len(dims) + dims.index(d)] if d in dims else 1 for d in range(rank)]
     first = scale.ndim - len(dims)
     order = [*range(first), *(first + k for k in np.argsort(dims))]
@@ -241,6 +253,8 @@ def _dims(scale: np.ndarray, given: QuantType, shape: tuple[int, ...], free: set
     rank = len(shape)
     if scale.ndim == 1 and not given.axis:
         found = [d for d in sorted(free) if shape[d] == scale.size]
+        if len(free) > 1 and scale.size == np.prod([shape[d] for d in free]):
+            return tuple(sorted(free))
         if len(found) != 1:
             raise RecipeError(
                 f"the encoding of {what} has {scale.size} scales and no axis, which are of output channels; the weight "

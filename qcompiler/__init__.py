@@ -5,6 +5,7 @@ qmodel = qc.quantize(model, calibration_batches)
 y = qmodel(x)
 """
 
+from qcompiler import interchange as interchange
 from qcompiler.api import JitFunction as JitFunction
 from qcompiler.api import jit as jit
 from qcompiler.api import quantize as quantize
@@ -28,6 +29,7 @@ from qcompiler.quantized_model import QuantizedModel as QuantizedModel
 from qcompiler.recipe import Granularity as Granularity
 from qcompiler.recipe import Recipe as Recipe
 from qcompiler.recipe import Rule as Rule
+from qcompiler.recipe import Supergroup as Supergroup
 from qcompiler.sensitivity_table import Sensitivity as Sensitivity
 from qcompiler.stages import Calibrated as Calibrated
 from qcompiler.stages import Quantized as Quantized

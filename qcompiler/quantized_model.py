@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from qcompiler import ops, pipeline, state
+from qcompiler import interchange, ops, pipeline, state
 from qcompiler.backends import lax_int
 from qcompiler.calls import call, flatten, retrace
 from qcompiler.debug import census, report
@@ -103,6 +104,24 @@ class QuantizedModel:
         """
         source = self._quantized._source
         return state.initial(self._quantized.program, source.state, source.parameters, values)
+
+    def export_encodings(
+        self, path: str | os.PathLike[str], format: str = "aimet2", names: Mapping[str, str] | None = None
+    ) -> None:
+        """Writes the encodings of every value and weight for other tools; `qc.interchange.load` reads them back.
+
+        Args:
+          path: of the file, which is replaced whole or not at all.
+          format: `aimet2` (AIMET's encodings 2.0.0) or `qnn` (`quantization_overrides.json`).
+          names: our name (value id, weight) -> the name in the file.
+
+        Raises:
+          RecipeError: no such format, or two encodings would get one name.
+          OSError: the file cannot be written.
+        """
+        programs = self._quantized.programs
+        found = interchange.encodings_of(programs["assign_precision"], programs["insert_qdq"])
+        interchange.save(found, path, format, names)
 
     def _run(self, which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         reference = self.program if which == "integers" else self._quantized.programs["insert_qdq"]
