@@ -24,6 +24,7 @@ from qcompiler.errors import TraceError as TraceError
 from qcompiler.errors import VerificationError as VerificationError
 from qcompiler.ir import Program as Program
 from qcompiler.numerics.encoding import Encoding as Encoding
+from qcompiler.numerics.fixed_range import FixedRange as FixedRange
 from qcompiler.numerics.types import QuantType as QuantType
 from qcompiler.quantized_model import QuantizedModel as QuantizedModel
 from qcompiler.recipe import Granularity as Granularity
@@ -34,4 +35,6 @@ from qcompiler.sensitivity_table import Sensitivity as Sensitivity
 from qcompiler.stages import Calibrated as Calibrated
 from qcompiler.stages import Quantized as Quantized
 from qcompiler.stages import Traced as Traced
+from qcompiler.strategy import Recommendation as Recommendation
+from qcompiler.strategy import recommend as recommend
 from qcompiler.target import Target as Target

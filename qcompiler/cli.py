@@ -1,4 +1,5 @@
-"""The command line: `digits` trains and compares a small model, `show` prints a program, `primitives` the rules."""
+"""The command line: `digits` trains and compares a small model, `show` prints a program, `primitives` the rules, and
+`recommend` a recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from qcompiler import recipe
-from qcompiler.errors import SerializationError
+from qcompiler.errors import QuantizationError, SerializationError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show = commands.add_parser("show", help="print a saved program, such as a reproducer")
     show.add_argument("program")
     commands.add_parser("primitives", help="print how each primitive becomes integers: docs/primitives.md")
+    recommend = commands.add_parser("recommend", help="advise a recipe for a saved program, as it was traced")
+    recommend.add_argument("program", help="file of qcompiler.ir.serialize.save(qc.trace(...).program, FILE)")
+    recommend.add_argument("--latency", action="store_true", help="speed goes before accuracy")
+    recommend.add_argument("--accuracy", nargs="?", type=float, const=True, default=False, metavar="PERCENT")
+    recommend.add_argument("--size", nargs="?", type=int, const=True, default=False, metavar="BYTES")
+    recommend.add_argument("--save", metavar="FILE", help="write the recipe as JSON")
     options = parser.parse_args(arguments)
     if options.command == "primitives":
         from qcompiler.debug import primitives
@@ -35,7 +42,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.command == "show":
         return _show(options.program)
-    return _digits(options)
+    return _recommend(options) if options.command == "recommend" else _digits(options)
+
+
+def _recommend(options: argparse.Namespace) -> int:
+    from qcompiler import strategy
+    from qcompiler.ir import serialize
+
+    try:
+        program = serialize.load(options.program)
+        if program.stage != "trace":
+            raise QuantizationError(f"{options.program} is a program after {program.stage}; a traced one is needed")
+        constraints = strategy.Constraints(options.latency, options.accuracy, options.size)
+        found = strategy.advise(program, constraints)
+        if options.save:
+            found.recipe.save(options.save)
+    except (QuantizationError, OSError) as error:
+        print(f"qcompiler: {error}", file=sys.stderr)
+        return 1
+    print(found)
+    return 0
 
 
 def _show(path: str) -> int:

@@ -48,6 +48,19 @@ CLASSES: dict[str, type] = {
     )
 }
 
+
+def register_classes(*classes: type) -> None:
+    """Makes dataclasses known to files by their names, as values of a recipe's fields.
+
+    Raises:
+      TypeError: a class is no dataclass.
+    """
+    for cls in classes:
+        if not dataclasses.is_dataclass(cls):
+            raise TypeError(f"{cls.__name__} is no dataclass")
+        CLASSES[cls.__name__] = cls
+
+
 _TYPE = re.compile(r"int(?P<bits>\d+)(?P<s>s?)(?P<n>n?)(\[(?P<axis>\d+(/\d+)?(,\d+(/\d+)?)*)\])?")
 
 
