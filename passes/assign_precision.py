@@ -21,6 +21,7 @@ from qcompiler.ir.classes import multiply_adds
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
 from qcompiler.numerics import ranges
+from qcompiler.numerics.fixed_range import FixedRange
 from qcompiler.numerics.types import BIAS, QuantType
 from qcompiler.passes import _regions, _supergroups
 from qcompiler.passes._overrides import Overrides
@@ -72,7 +73,8 @@ def _assigned(program: Program, recipe: Any, overrides: Overrides) -> Program:
             continue
         activation, weight = _types_of_products(recipe, rule)
         chosen = [_type_of(role, recipe, activation, weight) for role in eqn.params["roles"]]
-        if rule is None or rule.activation is None:
+        # What a known range clips, more bits would not bring back.
+        if rule is None or (rule.activation is None and not isinstance(rule.activation_range, FixedRange)):
             chosen = _widened(program, eqn, chosen, recipe, rule)
         for k, axis in _regions.gathered(eqn).items():
             chosen[k] = dataclasses.replace(weight, symmetric=True, narrow_range=True, axis=axis)

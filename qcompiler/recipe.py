@@ -119,7 +119,8 @@ class Rule:
       granularity: of the weights, `tensor`, `channel` or a `Granularity`, or None for the recipe's.
       activation_range: of what the layer reads: `(low, high)`, the name of an estimator, an estimator, or an
         `Encoding`, which gives the type of the operands of products as well; None for the recipe's. Another layer that
-        reads the same value in the same type reads it so, too: it is stored once.
+        reads the same value in the same type reads it so, too: it is stored once. With `(low, high)` no
+        `activation_sqnr` widens the type.
       weight_range: the same of the weights, an estimator for each channel or group of its own.
       keep_float: leave the layer in float (an island).
 
