@@ -34,13 +34,14 @@ class Overrides:
       encodings: pattern of a value id or weight name -> what it is given; see `Recipe.encodings`.
 
     Attributes:
-      used: the patterns that something was found under.
+      used: the patterns that match something.
       values: `owner@type` -> what scale and zero point of that value in that type come from, but for calibration.
       weights: `region@k` -> the same of operand k of a region.
     """
 
     def __init__(self, encodings: Mapping[str | re.Pattern[str], Given]) -> None:
         self._encodings = encodings
+        self._patterns = [p for p in encodings if not patterns.is_exact(p)]
         self.used: set[str | re.Pattern[str]] = set()
         self.values: dict[str, Encoding | Estimator] = {}
         self.weights: dict[str, Encoding | Estimator] = {}
@@ -51,15 +52,11 @@ class Overrides:
         A pattern is of names, but for one with an `@`, which is of names with what stands behind it.
         """
         texts = (f"{name}@{which}", name)
-        keys = [t for t in texts if t in self._encodings] or [
-            p
-            for p in self._encodings
-            if not patterns.is_exact(p) and patterns.matches(p, texts["@" not in _text_of(p)])
-        ]
-        if not keys:
-            return None
-        self.used.add(keys[0])
-        return self._encodings[keys[0]]
+        keys: list[str | re.Pattern[str]] = [t for t in texts if t in self._encodings]
+        keys += [p for p in self._patterns if patterns.matches(p, texts["@" not in _text_of(p)])]
+        # Those that others go before are of something all the same.
+        self.used.update(keys)
+        return self._encodings[keys[0]] if keys else None
 
     def value(self, owner: str, wanted: QuantType, role: str, range_: Any = None) -> QuantType:
         """The type in which a reader gets a value, and notes where its range comes from.

@@ -105,6 +105,12 @@ class QuantizedModel:
         source = self._quantized._source
         return state.initial(self._quantized.program, source.state, source.parameters, values)
 
+    @functools.cached_property
+    def encodings(self) -> interchange.Encodings:
+        """Name -> encoding of every stored value, weight and bias, by the names that `Recipe.encodings` takes."""
+        programs = self._quantized.programs
+        return interchange.encodings_of(programs["assign_precision"], programs["insert_qdq"])
+
     def export_encodings(
         self, path: str | os.PathLike[str], format: str = "aimet2", names: Mapping[str, str] | None = None
     ) -> None:
@@ -119,9 +125,7 @@ class QuantizedModel:
           RecipeError: no such format, or two encodings would get one name.
           OSError: the file cannot be written.
         """
-        programs = self._quantized.programs
-        found = interchange.encodings_of(programs["assign_precision"], programs["insert_qdq"])
-        interchange.save(found, path, format, names)
+        interchange.save(self.encodings, path, format, names)
 
     def _run(self, which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         reference = self.program if which == "integers" else self._quantized.programs["insert_qdq"]

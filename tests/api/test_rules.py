@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bad_input import PARAMS, X, mlp, normal, quantize, refused
+from bad_input import PARAMS, X, normal, quantize, refused
 
 import qcompiler as qc
 from qcompiler.debug.report import sqnr_db
