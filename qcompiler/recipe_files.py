@@ -26,6 +26,7 @@ from qcompiler.numerics import ranges
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.fixed_range import FixedRange
 from qcompiler.numerics.types import QuantType
+from qcompiler.range_choice import OutputError, Tiers
 from qcompiler.recipe import GRANULARITIES, Granularity, Recipe, Rule, Supergroup
 
 #: Raised whenever older readers could misread what newer writers write.
@@ -45,6 +46,8 @@ CLASSES: dict[str, type] = {
         ranges.MinMax,
         ranges.MovingAverage,
         ranges.Percentile,
+        OutputError,
+        Tiers,
     )
 }
 

@@ -20,6 +20,7 @@ RECIPES = {
         granularity=qc.Granularity(channel_group=4),
         activation_range=ranges.Percentile(99.9),
         index_range="minmax",
+        ranges="tiers",
         activation_sqnr=None,
         equalize=True,
         rules=(
