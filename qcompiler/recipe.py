@@ -112,17 +112,17 @@ class Rule:
     Attributes:
       path: pattern of the module path (`encoder/*/mlp*`); `*` matches everything, the empty path too.
       primitive: pattern of the primitive (`dot_general`, `conv*`).
-      shape: pattern of the weight's shape as the program holds it: `3x3x*x64` or `re.compile(r"1x1x\d+x\d+")`. A layer
-        without weights has the empty shape.
       weight: type of the weights, or None for the recipe's.
       activation: type of the operands of products, or None for the recipe's.
       granularity: of the weights, `tensor`, `channel` or a `Granularity`, or None for the recipe's.
+      keep_float: leave the layer in float (an island).
+      shape: pattern of the weight's shape as the program holds it: `3x3x*x64` or `re.compile(r"1x1x\d+x\d+")`. A layer
+        without weights has the empty shape.
       activation_range: of what the layer reads: `(low, high)`, the name of an estimator, an estimator, or an
         `Encoding`, which gives the type of the operands of products as well; None for the recipe's. Another layer that
         reads the same value in the same type reads it so, too: it is stored once. With `(low, high)` no
         `activation_sqnr` widens the type.
       weight_range: the same of the weights, an estimator for each channel or group of its own.
-      keep_float: leave the layer in float (an island).
 
     Raises:
       RecipeError: an attribute is of the wrong kind, a type has no integers in the backend, or layers are kept in float
@@ -131,13 +131,13 @@ class Rule:
 
     path: str | re.Pattern[str] = "*"
     primitive: str | re.Pattern[str] = "*"
-    shape: str | re.Pattern[str] = "*"
     weight: QuantType | None = None
     activation: QuantType | None = None
     granularity: str | Granularity | None = None
+    keep_float: bool = False
+    shape: str | re.Pattern[str] = "*"
     activation_range: str | tuple[float, float] | Estimator | Encoding | None = None
     weight_range: str | tuple[float, float] | Estimator | Encoding | None = None
-    keep_float: bool = False
 
     def __post_init__(self) -> None:
         for name in ("path", "primitive", "shape"):
@@ -282,8 +282,8 @@ class Recipe:
             raise RecipeError(f"rules are qc.Rule objects, got {wrong[0]!r}")
         object.__setattr__(self, "rules", rules)
         self._check_encodings()
-        if wrong := [g for g in self.supergroups if not isinstance(g, Supergroup)]:
-            raise RecipeError(f"supergroups are qcompiler.recipe.Supergroup objects, got {wrong[0]!r}")
+        if others := [g for g in self.supergroups if not isinstance(g, Supergroup)]:
+            raise RecipeError(f"supergroups are qc.Supergroup objects, got {others[0]!r}")
         object.__setattr__(self, "supergroups", tuple(self.supergroups))
 
     def _check_encodings(self) -> None:

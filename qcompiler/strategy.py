@@ -113,7 +113,8 @@ def _room(c: Characteristics, k: Constraints, chosen: Sequence[WeightUse]) -> bo
 
 def _kept(c: Characteristics, k: Constraints) -> list[WeightUse]:
     """What keeps 8 bits: depthwise kernels, the first and the last layer, tables, as far as there is room."""
-    layers, kept = [w for w in c.weights if not w.rows], []
+    layers = [w for w in c.weights if not w.rows]
+    kept: list[WeightUse] = []
     for group in ([w for w in layers if w.depthwise], [*layers[:1], *layers[-1:]], [w for w in c.weights if w.rows]):
         more = [*kept, *(w for w in c.weights if w in group and w not in kept)]
         kept = more if _room(c, k, more) else kept

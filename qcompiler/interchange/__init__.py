@@ -110,8 +110,8 @@ def _ours(
     for exact in (True, False):
         for name, given in encodings.items():
             if (patterns.is_exact(name) or name in by_theirs) == exact:
-                for ours in _ours_of(name, by_theirs):
-                    found.setdefault(ours, given)
+                for key in _ours_of(name, by_theirs):
+                    found.setdefault(key, given)
     return found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from qcompiler import ops
 from qcompiler.errors import RecipeError
-from qcompiler.ir import loops
+from qcompiler.ir import _compat, loops
 from qcompiler.ir.program import Program
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.types import BIAS
@@ -47,8 +48,8 @@ class Encodings:
         for name in (*self.activations, *self.params, *self.biases):
             if taken.setdefault(other(name), name) != name:
                 raise RecipeError(f"{taken[other(name)]} and {name} would both be called {other(name)!r}")
-        fields = (self.activations, self.params, self.biases, self.shapes)
-        return Encodings(*({other(name): value for name, value in field.items()} for field in fields))
+        renamed = lambda field: {other(name): value for name, value in field.items()}
+        return Encodings(*map(renamed, (self.activations, self.params, self.biases, self.shapes)))
 
 
 def encodings_of(assigned: Program, inserted: Program) -> Encodings:
@@ -68,19 +69,20 @@ def encodings_of(assigned: Program, inserted: Program) -> Encodings:
         for eqn in part.eqns:
             if eqn.primitive is not ops.fake_quantize_p:
                 continue
-            scale, zero = (weight_of[v] for v in eqn.invars[1:])
+            value: Any = eqn.invars[0]
+            scale, zero = (weight_of[v] for v in eqn.invars[1:] if isinstance(v, _compat.Var))
             encoding = Encoding(eqn.params["type"], np.asarray(part.weights[scale]), np.asarray(part.weights[zero]))
             owner, _, rest = scale.removesuffix("/scale").rpartition(f":{encoding.type.name}")
-            if eqn.invars[0] in weight_of and owner == weight_of[eqn.invars[0]]:
+            if value in weight_of and owner == weight_of[value]:
                 params[owner + rest] = encoding
-                shapes[owner + rest] = eqn.invars[0].aval.shape
+                shapes[owner + rest] = value.aval.shape
             else:
                 activations.setdefault(owner, {})[encoding.type.name] = encoding
     biases = _biases(assigned, weights, shapes)
     return Encodings(dict(_named(activations)), params, biases, shapes)
 
 
-def _named(activations: Mapping[str, Mapping[str, Encoding]]):
+def _named(activations: Mapping[str, Mapping[str, Encoding]]) -> Iterator[tuple[str, Encoding]]:
     """(name, encoding) of each value in each of its types."""
     for owner, by_type in activations.items():
         widest = max(by_type.values(), key=lambda e: e.type.bits)
@@ -104,5 +106,5 @@ def _biases(
                 axis = tuple(d for d, n in enumerate(np.shape(scale)) if n > 1)
                 qtype = dataclasses.replace(BIAS, axis=axis)
                 found[name] = Encoding(qtype, np.asarray(scale), np.zeros(np.shape(scale), np.int32))
-                shapes[name] = np.broadcast_shapes(np.shape(scale), (1,) * np.ndim(scale))
+                shapes[name] = np.shape(scale)
     return found

@@ -63,10 +63,10 @@ def of_onnx(
         scale, zero = (np.repeat(a, block_size, axis=axis) for a in (scale, zero))
         qtype = QuantType(qtype.bits, qtype.symmetric, tuple(range(scale.ndim)), qtype.narrow_range, sizes)
         return Encoding(qtype, scale, zero)
-    if scale.ndim > 1 or (scale.ndim == 1 and scale.size > 1 and axis is None):
-        raise ValueError(f"y_scale of shape {scale.shape} needs an axis, and blocks where it has several dimensions")
     if scale.size == 1 and scale.ndim <= 1:
         return Encoding(qtype, scale.reshape(()), zero.reshape(()))
+    if scale.ndim > 1 or axis is None:
+        raise ValueError(f"y_scale of shape {scale.shape} needs an axis, and blocks where it has several dimensions")
     if axis < 0:
         # Counted from the last dimension, as broadcasting counts.
         right = (1, scale.size, *(1,) * (-axis - 1))
