@@ -23,7 +23,7 @@ from qcompiler.numerics import ranges
 from qcompiler.numerics.types import BIAS, QuantType
 from qcompiler.passes import _regions
 
-#: Steps of int8 can be multiples of each other by integers of 4 or more up to so many bits; beyond, groups gain nothing.
+#: Up to so many bits, steps of int8 can be multiples of each other by 4 and more; beyond, groups gain nothing.
 MOST_GROUPED_BITS = 6
 
 

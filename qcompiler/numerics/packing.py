@@ -4,9 +4,9 @@
     2 bits    byte i = code[i] | code[i + n/4] << 2 | code[i + n/2] << 4 | code[i + 3n/4] << 6
     3 bits    the two low bits of all codes, packed as 2 bits, then the third bits, eight to a byte
 
-An array is packed as the row of its n elements, so that its shape and layout play no part. Neighbours in a byte come
-from equal parts of the row, not from neighbouring elements: unpacking is then a shift per part and a concatenation, all
-of it over long runs, where interleaving would move every element by itself.
+An array is packed as the row of its n elements, so that its shape plays no part. What shares a byte comes from equal
+parts of the row, not from neighbouring elements: unpacking is then one shift per part over a long run of bytes, where
+interleaving would move every element by itself.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ def unpack(packed: Any, bits: int, shape: tuple[int, ...]) -> Any:
         length = -(-size // parts)
         plane = lax.slice(packed, (start,), (start + length,))
         start += length
-        # Bit `width` of a part becomes its sign bit; only the plane of the highest bits has a sign.
-        top = first + width == bits
-        shift = lax.shift_right_arithmetic if top else lax.shift_right_logical
-        kind = jnp.int8 if top else jnp.uint8
-        rows = []
-        for k in range(parts):
-            left, right = kind(8 - width * (k + 1)), kind(8 - width)
-            rows.append(shift(lax.shift_left(lax.bitcast_convert_type(plane, kind), left), right))
-        row = lax.bitcast_convert_type(lax.slice(lax.concatenate(rows, 0), (0,), (size,)), jnp.int8)
-        row = lax.shift_left(row, jnp.int8(first)) if first else row
+        # The part's highest bit moves to where the byte has its sign, and back; only the highest plane has a sign.
+        signed = first + width == bits
+        shift, kind = (lax.shift_right_arithmetic, jnp.int8) if signed else (lax.shift_right_logical, jnp.uint8)
+        parts_first = (parts, length)
+        left = kind(8 - width) - kind(width) * lax.broadcasted_iota(kind, parts_first, 0)
+        row = lax.broadcast_in_dim(lax.bitcast_convert_type(plane, kind), parts_first, (1,))
+        row = shift(lax.shift_left(row, left), lax.full(parts_first, 8 - width, kind))
+        row = lax.slice(lax.reshape(row, (parts * length,)), (0,), (size,))
+        row = lax.bitcast_convert_type(row, jnp.int8)
+        row = lax.shift_left(row, lax.full_like(row, first)) if first else row
         found = row if found is None else lax.bitwise_or(found, row)
     return lax.reshape(found, shape)
 
