@@ -14,6 +14,7 @@ the protective range [-119, 119] of the paper.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,8 +27,11 @@ from qcompiler.numerics.types import QuantType
 INT8 = np.iinfo(np.int8)
 
 #: Steps that are tried for a group, as shares of the one that covers its range: a finer one clips the extremes and
-#: rounds the rest better. Below 0.4 of the range that never pays at 2 bits and more.
-_SHARES = np.linspace(1.0, 0.4, 13)
+#: rounds the rest better, which below 0.4 never pays; one slightly coarser may happen to lie better.
+_SHARES = np.linspace(1.1, 0.4, 15)
+
+#: Weights that are looked at together: as many as stay in a core's cache.
+_AT_ONCE = 1 << 16
 
 #: Bits of a channel's scale: with 7 of a step and of a code, a weight is a float32 number exactly.
 _SCALE_BITS = 17
@@ -78,8 +82,8 @@ def reach(qtype: QuantType) -> int:
 
 
 def fits(steps: np.ndarray, zero_points: np.ndarray, qtype: QuantType) -> np.ndarray:
-    """Whether every code of a type becomes an int8 number, per group."""
-    low, high = (steps.astype(np.int64) * (code - zero_points.astype(np.int64)) for code in (qtype.qmin, qtype.qmax))
+    """Whether every code of a type becomes an int8 number, per group; steps and zero points in a wider dtype."""
+    low, high = (steps * (code - zero_points) for code in (qtype.qmin, qtype.qmax))
     return (low >= INT8.min) & (high <= INT8.max)
 
 
@@ -113,45 +117,60 @@ def choose(array: np.ndarray, qtype: QuantType, channel: np.ndarray | None = Non
       QuantizationError: see `channel_scale`.
     """
     channel = channel_scale(array, qtype) if channel is None else channel
-    shape = array.shape
-    levels = np.asarray(array, np.float32) / channel
-    low, high = (_over_groups(reduce, levels, qtype).astype(np.float64) for reduce in (np.minimum, np.maximum))
-    low, high = np.maximum(low, -reach(qtype)), np.minimum(high, reach(qtype))
+    rows, compact = _as_rows(np.asarray(array, np.float32) / channel, qtype)
+    parts = [_best(part, qtype) for part in np.array_split(rows, max(1, rows.size // _AT_ONCE))]
+    steps, zeros = (np.concatenate(found).astype(np.int8).reshape(compact) for found in zip(*parts, strict=True))
+    return Groups(qtype, channel, steps, zeros)
+
+
+def _as_rows(levels: np.ndarray, qtype: QuantType) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The members of each group, [groups, members], and the shape in which the groups lie.
+
+    Shorter groups are filled up with zeros, which no step moves.
+    """
+    blocks = [qtype.blocks.get(d, max(n, 1)) for d, n in enumerate(levels.shape)]
+    counts = [-(-n // size) for n, size in zip(levels.shape, blocks, strict=True)]
+    counts = [n if d in qtype.axis else 1 for d, n in enumerate(counts)]
+    whole = [count * size for count, size in zip(counts, blocks, strict=True)]
+    levels = np.pad(levels, [(0, n - old) for n, old in zip(whole, levels.shape, strict=True)])
+    split = levels.reshape([n for pair in zip(counts, blocks, strict=True) for n in pair])
+    split = split.transpose(*range(0, split.ndim, 2), *range(1, split.ndim, 2))
+    return split.reshape(math.prod(counts), math.prod(blocks)), tuple(counts)
+
+
+def _best(rows: np.ndarray, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
+    """Step and zero point of each group, [groups]; `rows` are its members in steps of the channel's scale."""
+    low = np.clip(rows.min(axis=1, initial=0.0).astype(np.float64), -reach(qtype), 0)
+    high = np.clip(rows.max(axis=1, initial=0.0).astype(np.float64), 0, reach(qtype))
     span = np.maximum(-low, high) / qtype.qmax if qtype.symmetric else (high - low) / (qtype.qmax - qtype.qmin)
-    best: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    error, best = np.full(len(rows), np.inf), (np.ones(len(rows)), np.zeros(len(rows)))
     for share in _SHARES:
-        steps = np.clip(np.ceil(span * share), 1, most_step(qtype)).astype(np.int64)
-        for zero in _zero_points(low, high, steps, qtype):
-            wide, ends = (_repeated(x.astype(np.float32), shape, qtype) for x in (steps, zero))
-            off = np.clip(np.rint(levels / wide), qtype.qmin - ends, qtype.qmax - ends) * wide - levels
-            error = np.where(fits(steps, zero, qtype), _over_groups(np.add, np.square(off), qtype), np.inf)
-            if best is None:
-                best = error, steps, zero
-            else:
-                better = error < best[0]
-                best = tuple(np.where(better, new, old) for new, old in zip((error, steps, zero), best, strict=True))
-    error, steps, zero = best
-    if not np.isfinite(error).all():
-        raise AssertionError(f"no step of {qtype.name} fits int8")
-    return Groups(qtype, channel, steps.astype(np.int8), zero.astype(np.int8))
+        step = np.clip(np.ceil(span * share), 1, most_step(qtype))
+        in_steps = rows / step[:, None].astype(np.float32)
+        for zero in _zero_points(low, high, step, qtype):
+            ends = (np.float32(code) - zero[:, None].astype(np.float32) for code in (qtype.qmin, qtype.qmax))
+            off = np.clip(np.rint(in_steps), *ends) - in_steps
+            squares = np.einsum("gm,gm->g", off, off) * step**2
+            better = fits(step, zero, qtype) & (squares < error)
+            error = np.where(better, squares, error)
+            best = tuple(np.where(better, new, old) for new, old in zip((step, zero), best, strict=True))
+    return best
 
 
-def _zero_points(low: np.ndarray, high: np.ndarray, steps: np.ndarray, qtype: QuantType) -> list[np.ndarray]:
-    """Zero points to try: with the low end of a range at the smallest code, the high one at the largest, and between.
+def _zero_points(low: np.ndarray, high: np.ndarray, step: np.ndarray, qtype: QuantType) -> list[np.ndarray]:
+    """Zero points to try: with the low end of a range at the smallest code, the high one at the largest, and about the
+    middle between.
 
     The range is [low, high] in steps of the channel's scale; what a step is too fine for is clipped at one end or both.
     """
     if qtype.symmetric:
-        return [np.zeros(steps.shape, np.int64)]
-    first, last = np.rint(qtype.qmin - low / steps), np.rint(qtype.qmax - high / steps)
-    found = []
-    for zero in (first, last, np.rint((first + last) / 2)):
-        # Moved to where every code fits int8, as far as the codes reach.
-        least = np.ceil(qtype.qmax - INT8.max / steps)
-        most = np.floor(qtype.qmin - INT8.min / steps)
-        zero = np.clip(np.maximum(np.minimum(zero, most), least), qtype.qmin, qtype.qmax)
-        found.append(zero.astype(np.int64))
-    return found
+        return [np.zeros(step.shape)]
+    first, last = qtype.qmin - low / step, qtype.qmax - high / step
+    middle = (first + last) / 2
+    # Moved to where every code fits int8, as far as the codes reach.
+    least, most = np.ceil(qtype.qmax - INT8.max / step), np.floor(qtype.qmin - INT8.min / step)
+    tried = map(np.rint, (first, last, middle - 1, middle, middle + 1))
+    return [np.clip(np.maximum(np.minimum(zero, most), least), qtype.qmin, qtype.qmax) for zero in tried]
 
 
 def int8_weight(codes: np.ndarray, steps: np.ndarray, zero_points: np.ndarray, qtype: QuantType) -> np.ndarray:
@@ -184,13 +203,3 @@ def _repeated(x: np.ndarray, shape: tuple[int, ...], qtype: QuantType) -> np.nda
         if size > 1 and x.shape[axis] < shape[axis]:
             x = np.repeat(x, size, axis=axis).take(range(shape[axis]), axis=axis)
     return x
-
-
-def _over_groups(reduce: np.ufunc, array: np.ndarray, qtype: QuantType) -> np.ndarray:
-    """One number per group, zero among what is reduced; full rank, size one outside of `axis`."""
-    rest = tuple(d for d in range(array.ndim) if d not in qtype.axis)
-    array = reduce.reduce(array, axis=rest, keepdims=True, initial=0.0)
-    for axis, size in qtype.blocks.items():
-        if size > 1 and array.shape[axis] > 0:
-            array = reduce.reduceat(array, np.arange(0, array.shape[axis], size), axis=axis)
-    return array
