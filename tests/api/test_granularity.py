@@ -53,6 +53,7 @@ def quantized(model, recipe, **options):
     return qc.quantize(fun, [normal(8, *shape, seed=s) for s in (1, 2)], params=params, recipe=recipe, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_w4a8_in_groups_is_integers_whole(model, symmetric):
