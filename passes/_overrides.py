@@ -116,10 +116,16 @@ class Overrides:
         given = rule if given is None else given
         if isinstance(given, QuantType):
             _check_bits(f"weight {name}", given, 8)
-            return dataclasses.replace(given, axis=layer.axis, block_size=layer.block_size)
+            return dataclasses.replace(given, axis=layer.axis, block_size=layer.block_size, contracted=layer.contracted)
         if isinstance(given, Encoding):
             _check_bits(f"weight {name}", given.type, 8)
-            given = fitted(given, shape, layer, {*layer.axis, *channels}, f"{name} of {region}")
+            plain = layer.per_channel
+            given = fitted(given, shape, plain, {*plain.axis, *channels}, f"{name} of {region}")
+        elif given is not None and layer.contracted:
+            raise RecipeError(
+                f"a range is given for weight {name} of {region}, which is stored in groups, whose steps are chosen by "
+                "their squared error: give no range, or no input_group"
+            )
         if given is not None:
             self.weights[f"{region}@{k}"] = given
         return given.type if isinstance(given, Encoding) else layer

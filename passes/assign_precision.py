@@ -26,6 +26,9 @@ from qcompiler.numerics.types import BIAS, QuantType
 from qcompiler.passes import _regions, _supergroups
 from qcompiler.passes._overrides import Overrides
 
+#: Up to so many bits, steps of int8 can be multiples of each other by 4 and more; beyond, groups gain nothing.
+MOST_GROUPED_BITS = 6
+
 
 def assign_precision(program: Program, recipe: Any) -> Program:
     """See the module's docstring.
@@ -84,6 +87,8 @@ def _assigned(program: Program, recipe: Any, overrides: Overrides) -> Program:
             k = _regions.operand_index(eqn, anchor.invars[position])
             granularity = rule.granularity if rule and rule.granularity else recipe.granularity
             chosen[k] = _of_granularity(weight, anchor, position, granularity.channel_group)
+            if granularity.input_group is not None and weight.bits <= MOST_GROUPED_BITS:
+                chosen[k] = _in_groups(chosen[k], anchor, position, granularity.input_group)
         types[region] = _overridden(program, eqn, chosen, rule, overrides, types)
     constants = Constants(program)
     outputs = [
@@ -229,6 +234,25 @@ def _of_granularity(weight: QuantType, anchor: _compat.JaxprEqn, position: int, 
     dims = contraction.weight_dims(anchor, position)
     grouped = dims[max(dims)]
     return dataclasses.replace(weight, axis=axis, block_size=tuple(group if a == grouped else 1 for a in axis))
+
+
+def _in_groups(weight: QuantType, anchor: _compat.JaxprEqn, position: int, size: int) -> QuantType:
+    """The type with groups of at most `size` elements along what is contracted, or as it is where one group is all.
+
+    A group runs along the input channels; where there are fewer, it goes on over neighbouring elements of the other
+    contracted dimensions, whole windows of them.
+    """
+    shape, blocks = anchor.invars[position].aval.shape, weight.blocks
+    contracted = contraction.contracted_dims(anchor, position)
+    room = size
+    for d in contracted:
+        blocks[d] = max(1, min(room, shape[d]))
+        room //= blocks[d]
+    if all(blocks[d] >= shape[d] for d in contracted):
+        return weight
+    axis = tuple(sorted(blocks))
+    sizes = tuple(blocks[d] for d in axis)
+    return dataclasses.replace(weight, axis=axis, block_size=sizes, contracted=tuple(sorted(contracted)))
 
 
 def _type_of(role: str, recipe: Any, activation: QuantType, weight: QuantType) -> QuantType | None:

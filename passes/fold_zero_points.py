@@ -32,10 +32,7 @@ def fold_zero_points(program: Program) -> Program:
     Raises:
       OverflowProofError: the bias of a product does not fit int32 with its zero points folded in.
     """
-    weight_of = program.weight_of
-
-    def known(var: Any) -> np.ndarray | None:
-        return program.weights[weight_of[var]] if var in weight_of else None
+    known = ops.weights_of(program)
 
     def rule(builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
         if not _regions.is_region(eqn) or eqn.params["kind"] not in ("dot", "conv"):

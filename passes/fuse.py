@@ -38,6 +38,7 @@ from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.types import BIAS, QuantType
 from qcompiler.passes import _loop_codes, _regions
 from qcompiler.passes._codes import Codes, Sum, encoding_weights
+from qcompiler.passes._weight_codes import known_codes, numbers_of
 
 
 def fuse(program: Program) -> Program:
@@ -158,6 +159,9 @@ class _Fuser:
         if eqn.primitive.name == "convert_element_type" and isinstance(values[0], Codes) and values[0].type == BIAS:
             # A bias of half precision is int32 all the same.
             return values
+        if any(x is None for x in values):
+            # Made of weights that only pairs read, which have been taken in.
+            return [None] * len(eqn.outvars)
         reals = [_real(v, x) for v, x in zip(eqn.invars, values, strict=True)]
         # A region that the recipe keeps in float is no region any more: nothing will lower it.
         return replay.evaluate(eqn.params["body"], reals) if _regions.is_region(eqn) else _compat.bind(eqn, reals)
@@ -174,12 +178,7 @@ class _Fuser:
                 return x
             return Codes(ops.requantize(x.q, x.scale, x.zero_point, scale, zero, x.type, qtype), scale, zero, qtype)
         if eqn.invars[0] in self.constants:
-            codes = fixed_point.quantize_number(*map(self.constants.value, eqn.invars), qtype).astype(qtype.dtype)
-            name, own = self.program.weight_of[eqn.invars[1]].removesuffix("/scale"), self.program.ids[eqn.invars[0]]
-            own = own.removeprefix("weight:")
-            # In an encoding of others, what is known is named after itself too.
-            name = name if name.startswith(own) else f"{own}@{name}"
-            return Codes(builder.weight(name, codes), scale, zero, qtype)
+            return known_codes(builder, self.program, self.constants, eqn)
         return Codes(ops.quantize(x, scale, zero, qtype), scale, zero, qtype)
 
     def is_in(self, atom: Any, encoding: Encoding) -> bool:
@@ -189,12 +188,13 @@ class _Fuser:
             known = _loop_codes.pair(made, self.constants)
         return known is not None and _loop_codes.same(known, encoding)
 
-    def encoding_of(self, var: Any) -> list[Any]:
+    def encoding_of(self, var: Any) -> tuple[Any, Any]:
         """The variables of scale and zero point of the pair (or dequantize) behind a region's operand."""
         made = self.program.producer[var]
         while made.primitive.name == "convert_element_type":
             made = self.program.producer[made.invars[0]]
-        return made.invars[1:3]
+        numbers = numbers_of(self.program, made)
+        return numbers.scale, numbers.zero_points
 
     def region(self, builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
         """Binds the region on integers; returns what stands for its float result."""

@@ -20,7 +20,7 @@ from qcompiler.errors import CalibrationError, OverflowProofError, QuantizationE
 from qcompiler.ir import _compat, classes, contraction, identity, loops, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, build
-from qcompiler.numerics import fixed_point, types
+from qcompiler.numerics import fixed_point, groups, types
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.fixed_range import FixedRange
 from qcompiler.numerics.ranges import Estimator
@@ -233,6 +233,8 @@ class _Inserter:
         if anchor is not None:
             self.keep_accumulator_normal(eqn, scales)
             self.make_room_for_bias(eqn, scales)
+            for k in (k for k in scales if chosen[k].contracted):
+                scales[k] = groups.round_up(scales[k])
             for k in (k for k, role in enumerate(eqn.params["roles"]) if role == "weight"):
                 out[k] = self.weight(builder, eqn, k, values[k], chosen[k], scales[k])
             scale = _regions.accumulator_scale(eqn, scales)
@@ -257,27 +259,35 @@ class _Inserter:
         return self.program.notes.get("given_weights", {}).get(f"{eqn.params['id']}@{k}")
 
     def weight_range(self, eqn: _compat.JaxprEqn, k: int, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
-        """Low and high ends of the elements that share a scale, as `weight_range`, or as the recipe estimates them."""
+        """Ends of the elements that share a scale, as `types.extremes`, or as the recipe estimates them."""
         given, array = self.given_weight(eqn, k), self.constants.value(eqn.invars[k])
-        return _overrides.estimated(array, qtype, given) if isinstance(given, Estimator) else weight_range(array, qtype)
+        return (
+            _overrides.estimated(array, qtype, given) if isinstance(given, Estimator) else types.extremes(array, qtype)
+        )
 
     def weight_scale(self, eqn: _compat.JaxprEqn, k: int, qtype: QuantType) -> np.ndarray:
         """The scales of a weight before its channels are made to fit the region."""
         given = self.given_weight(eqn, k)
         if isinstance(given, Encoding):
             return given.scale
+        if qtype.contracted:
+            return channel_scale(self.constants.value(eqn.invars[k]), qtype)
         return types.scale_and_zero_point(*self.weight_range(eqn, k, qtype), qtype)[0]
 
     def weight(
         self, builder: Builder, eqn: _compat.JaxprEqn, k: int, value: Any, qtype: QuantType, scale: np.ndarray
     ) -> Any:
         var, given = eqn.invars[k], self.given_weight(eqn, k)
+        array = self.constants.value(var)
+        name = f"{self.program.ids[var].removeprefix('weight:')}:{qtype.name}"
+        if qtype.contracted:
+            name += "" if np.array_equal(channel_scale(array, qtype), scale) else f"@{eqn.params['id']}"
+            return _in_groups(builder, name, value, groups.choose(array, qtype, scale))
         if isinstance(given, Encoding):
             zero = given.zero_point
         else:
             zero = types.zero_point_for(self.weight_range(eqn, k, qtype)[0], scale, qtype)
-        plain = weight_scale(self.constants.value(var), qtype)
-        name = f"{self.program.ids[var].removeprefix('weight:')}:{qtype.name}"
+        plain = weight_scale(array, qtype)
         name += "" if np.array_equal(plain[0], scale) and np.array_equal(plain[1], zero) else f"@{eqn.params['id']}"
         scale, zero = builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
         return ops.fake_quantize(value, scale, zero, qtype)
@@ -312,15 +322,16 @@ class _Inserter:
         qtype, array = self.types[eqn.params["id"]][k], self.constants.value(eqn.invars[k])
         unit = _regions.accumulator_scale(eqn, {**scales, k: np.ones_like(scales[k])})
         fine = np.abs(self.constants.value(bias).astype(np.float64)) / unit * _DEAD_BIAS_STEP
-        fine = contraction.on_weight(fine, anchor, position) if qtype.axis else np.max(fine)
-        dead = ~np.any(array, axis=tuple(d for d in range(array.ndim) if d not in qtype.axis), keepdims=True)
+        channels = qtype.per_channel
+        fine = contraction.on_weight(fine, anchor, position) if channels.axis else np.max(fine)
+        dead = ~np.any(array, axis=tuple(d for d in range(array.ndim) if d not in channels.axis), keepdims=True)
         wanted = dead.reshape(scales[k].shape) & (fine > types.SMALLEST_SCALE)
         scales[k] = np.where(wanted, fine, scales[k]).astype(np.float32)
-        if not qtype.axis:
+        if not channels.axis:
             return
         codes = fixed_point.quantize_bias(self.constants.value(bias), _regions.accumulator_scale(eqn, scales))
         over = contraction.on_weight(np.abs(codes) / 2.0**30, anchor, position)
-        over = types.over_blocks(np.maximum, np.broadcast_to(over, scales[k].shape), self.types[eqn.params["id"]][k])
+        over = types.over_blocks(np.maximum, np.broadcast_to(over, scales[k].shape), channels)
         raised = np.minimum(scales[k] * np.maximum(over, 1.0), scales[k].max())
         scales[k] = np.where(over > 1.0, raised, scales[k]).astype(np.float32)
 
@@ -359,16 +370,30 @@ def widest(wanted: list[_Need]) -> _Need:
     return max(wanted, key=lambda need: need.type.bits)
 
 
-def weight_range(array: np.ndarray, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest elements that share a scale, zero among them; full rank, size one outside of `axis`."""
-    rest = tuple(d for d in range(array.ndim) if d not in qtype.axis)
-    wide = array.astype(np.float64)
-    low, high = wide.min(axis=rest, keepdims=True, initial=0.0), wide.max(axis=rest, keepdims=True, initial=0.0)
-    if not qtype.axis:
-        return low.reshape(()), high.reshape(())
-    return types.over_blocks(np.minimum, low, qtype), types.over_blocks(np.maximum, high, qtype)
+def _in_groups(builder: Builder, name: str, value: Any, found: groups.Groups) -> Any:
+    """A weight behind a pair whose scale is made of the channels' and the groups', which the program holds apart."""
+    shape, qtype = value.shape, found.type
+    scale, steps = builder.weight(f"{name}/scale", found.channel), builder.weight(f"{name}/steps", found.steps)
+    each = groups.expand(steps, shape, qtype).astype(np.float32) * scale
+    if qtype.symmetric:
+        zeros = builder.weight(f"{name}/zero_point", np.zeros((), np.int32))
+    else:
+        held = builder.weight(f"{name}/zero_point", found.zero_points)
+        zeros = groups.expand(held, shape, qtype).astype(np.int32)
+    return ops.fake_quantize(value, each, zeros, qtype)
 
 
 def weight_scale(array: np.ndarray, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and zero point of a weight, laid out as `weight_range`, from its extremes."""
-    return types.scale_and_zero_point(*weight_range(array, qtype), qtype)
+    """Scale and zero point of a weight as `fake_quantize` takes them: float32 and int32, broadcastable to it.
+
+    From the extremes of what shares a scale; in groups, from the least squared error of each (`groups.choose`).
+    """
+    if qtype.contracted:
+        found = groups.choose(array, qtype)
+        return found.scale(array.shape), found.zero_point(array.shape)
+    return types.scale_and_zero_point(*types.extremes(array, qtype), qtype)
+
+
+def channel_scale(array: np.ndarray, qtype: QuantType) -> np.ndarray:
+    """The float scale of a weight's integers in an int32 sum, along which all are the same: one per channel at most."""
+    return groups.channel_scale(array, qtype) if qtype.contracted else weight_scale(array, qtype)[0]

@@ -144,7 +144,7 @@ def _weights(part: Program, eqn: _compat.JaxprEqn) -> Iterator[tuple[str, Weight
             continue
         array, anchor = np.abs(np.asarray(constants.value(var), np.float32)), _regions.anchor_of(eqn)
         position = _regions.weight_position(eqn) if role == "weight" else None
-        channels = contraction.channel_dims(anchor, position) if position is not None else ()
+        channels = contraction.channel_dims(anchor, position) if anchor is not None and position is not None else ()
         depthwise = role == "weight" and _is_depthwise(anchor)
         use = WeightUse((eqn.params["id"],), int(array.size), depthwise, role == "rows", _spread(array, channels))
         yield part.ids[var].removeprefix("weight:"), use

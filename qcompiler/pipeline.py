@@ -187,8 +187,7 @@ def _checked(fused: Program, folded: Program, inputs: Sequence[Any]) -> list[Any
     """The results of the integers, every region and every body of a loop in its first step compared; see above."""
     unfolded = {e.params["id"]: e for e in fused.eqns if e.primitive is ops.region_p}
     unfolded_loops = {fused.ids[e.outvars[0]]: e for e in loops.loops_of(fused)}
-    weight_of, fused_weight_of = folded.weight_of, fused.weight_of
-    held = lambda program, names, eqn: [program.weights.get(names.get(v)) for v in eqn.invars]
+    array, fused_array = ops.weights_of(folded), ops.weights_of(fused)
 
     def rule(eqn: _compat.JaxprEqn, values: list[Any]) -> list[Any] | None:
         if loops.is_loop(eqn):
@@ -202,9 +201,9 @@ def _checked(fused: Program, folded: Program, inputs: Sequence[Any]) -> list[Any
         if eqn.primitive is not ops.region_p or eqn.params["id"] in folded.notes["float_regions"]:
             return None
         other = unfolded[eqn.params["id"]]
-        weights = held(folded, weight_of, eqn)
+        weights = [array(v) for v in eqn.invars]
         refolded = other.params["body"] is not eqn.params["body"] and eqn.params["kind"] in ("dot", "conv")
-        before = held(fused, fused_weight_of, other) if refolded else []
+        before = [fused_array(v) for v in other.invars] if refolded else []
         integers, off, same = _check_region(eqn, values, weights, other, before)
         if max(off, default=0) > 1:
             off = _beyond_noise(eqn, values, integers)

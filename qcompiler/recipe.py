@@ -34,20 +34,32 @@ class Granularity:
     Attributes:
       channel_group: so many consecutive output channels; 1: each has its own; None: all share one, per tensor. Of a
         weight with several channel dimensions (heads and features), those along the last in the result are grouped.
+      input_group: so many consecutive weights of a channel, along what a product sums over, share a step and a zero
+        point of their own; the steps are integer multiples of the channel's scale, so that sums stay int32
+        (`numerics.groups`). A kernel of fewer input channels has neighbouring taps in its groups. None: one group. A
+        weight whose channels have no more elements than that has one group, as have weights of 7 and 8 bits, whose
+        steps are those of int8 itself.
 
     Raises:
-      RecipeError: `channel_group` is less than 1.
+      RecipeError: a group is of less than 1.
     """
 
     channel_group: int | None = 1
+    input_group: int | None = None
 
     def __post_init__(self) -> None:
-        if self.channel_group is not None and self.channel_group < 1:
-            raise RecipeError(f"channel_group is a number of channels of at least 1, or None; got {self.channel_group}")
+        for name, what in (("channel_group", "channels"), ("input_group", "weights")):
+            size = getattr(self, name)
+            if size is not None and not (isinstance(size, int) and size >= 1):
+                raise RecipeError(f"{name} is a number of {what} of at least 1, or None; got {size!r}")
 
 
 #: Granularities that have a name.
-GRANULARITIES = {"tensor": Granularity(channel_group=None), "channel": Granularity()}
+GRANULARITIES = {
+    "tensor": Granularity(channel_group=None),
+    "channel": Granularity(),
+    **{f"group{n}": Granularity(input_group=n) for n in (32, 64, 128)},
+}
 
 #: Most bits of what the integer backend reads: products are of int8 (an int16 activation as two of them), and a table
 #: has at most 4,096 entries.
@@ -114,7 +126,7 @@ class Rule:
       primitive: pattern of the primitive (`dot_general`, `conv*`).
       weight: type of the weights, or None for the recipe's.
       activation: type of the operands of products, or None for the recipe's.
-      granularity: of the weights, `tensor`, `channel` or a `Granularity`, or None for the recipe's.
+      granularity: of the weights, a name or a `Granularity`, or None for the recipe's.
       keep_float: leave the layer in float (an island).
       shape: pattern of the weight's shape as the program holds it: `3x3x*x64` or `re.compile(r"1x1x\d+x\d+")`. A layer
         without weights has the empty shape.
@@ -222,7 +234,8 @@ class Recipe:
     Attributes:
       weight: type of weights of products, 2 to 8 bits, symmetric or affine. Affine weights cost a sum over each window
         of the input at run time. `axis` and `block_size` are set per layer from `granularity`.
-      granularity: which elements of a weight share a scale: `channel`, `tensor`, or a `Granularity`.
+      granularity: which elements of a weight share a scale: `channel`, `tensor`, `group32`, `group64`, `group128` (so
+        many along the input, for 2 to 6 bits), or a `Granularity`.
       activation: type of the operands of products, 2 to 16 bits, symmetric or affine. More than 8 bits cost two int8
         products, and four where both operands are activations.
       stream: type of what lives between products: residual terms, operands of sums and of islands.

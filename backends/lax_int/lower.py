@@ -38,7 +38,7 @@ def lower(program: Program, io: str = "float") -> Program:
 
 
 def _lowered(program: Program, io: str) -> Program:
-    weight_of = program.weight_of
+    array = ops.weights_of(program)
     entries = input_codes(program) if io == "int" else {}
     avals = [entries[v].outvars[0].aval if v in entries else v.aval for v in program.input_vars]
 
@@ -47,12 +47,14 @@ def _lowered(program: Program, io: str) -> Program:
             if eqn.primitive is ops.region_p and eqn.params["id"] in program.notes.get("float_regions", ()):
                 return replay.evaluate(eqn.params["body"], values)
             if eqn.primitive is ops.region_p:
-                held = [program.weights.get(weight_of.get(v)) for v in eqn.invars]
+                held = [array(v) for v in eqn.invars]
                 run = lambda values: lower_region(eqn, values, held, builder.weight)
                 if eqn.params["kind"] != "wide":
                     return run(values)
                 varying = [k for k, array in enumerate(held) if array is None]
                 return isolation.isolated(run, values, varying, [v.aval for v in eqn.outvars])
+            if eqn.primitive is ops.unpack_p:
+                return [ops.unpack_in_lax(*values, **eqn.params)]
             if eqn.primitive is ops.requantize_p:
                 return [lower_requantize(program, eqn, values)]
             if eqn.primitive is ops.quantize_p:

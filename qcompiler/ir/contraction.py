@@ -81,6 +81,16 @@ def channel_dims(anchor: _compat.JaxprEqn, weight: int) -> tuple[int, ...]:
     return tuple(sorted(weight_dims(anchor, weight).values()))
 
 
+def contracted_dims(anchor: _compat.JaxprEqn, weight: int) -> tuple[int, ...]:
+    """Dimensions of the weight that a dot or conv sums over: input channels of a conv first, others from the last."""
+    kept = channel_dims(anchor, weight)
+    dims = [d for d in reversed(range(anchor.invars[weight].aval.ndim)) if d not in kept]
+    if anchor.primitive.name == "conv_general_dilated":
+        depth = anchor.params["dimension_numbers"].rhs_spec[1]
+        dims = [depth, *(d for d in dims if d != depth)]
+    return tuple(dims)
+
+
 def on_result(array: np.ndarray, anchor: _compat.JaxprEqn, weight: int) -> np.ndarray:
     """An array over the weight's channel dimensions (others of size one), laid out to broadcast against the result."""
     if array.ndim == 0:

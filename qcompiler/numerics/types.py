@@ -25,6 +25,8 @@ class QuantType:
         shorter); empty: 1 each. ONNX and torchao have the name. Arrays of scales and zero points are as long as the
         dimension all the same, each number repeated over its block, so that they broadcast.
       narrow_range: leave out the most negative code, [-127, 127] at 8 bits, so that negation is exact.
+      contracted: dimensions of `axis` that a product sums over, of a weight in groups. Numbers that are summed share
+        one float scale, so along these dimensions scales are integer multiples of it; see `numerics.groups`.
     """
 
     bits: int = 8
@@ -32,6 +34,7 @@ class QuantType:
     axis: tuple[int, ...] = ()
     narrow_range: bool = False
     block_size: tuple[int, ...] = ()
+    contracted: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not (2 <= self.bits <= 16 or self.bits == 32):
@@ -43,6 +46,8 @@ class QuantType:
             raise QuantizationError(
                 f"block_size has one positive number per dimension of axis {self.axis}; got {sizes!r}"
             )
+        if not isinstance(self.contracted, tuple) or not set(self.contracted) <= set(self.axis):
+            raise QuantizationError(f"contracted names dimensions of axis {self.axis}; got {self.contracted!r}")
 
     @property
     def qmin(self) -> int:
@@ -61,15 +66,29 @@ class QuantType:
 
     @property
     def name(self) -> str:
-        """Short text: `int8`, `int8s` (symmetric), `int8s[3]` (a scale per channel of axis 3), `int8s[3/4]` (per 4)."""
-        sizes = self.block_size or (1,) * len(self.axis)
-        parts = [f"{a}" if n == 1 else f"{a}/{n}" for a, n in zip(self.axis, sizes, strict=True)]
+        """Short text: `int8`, `int8s` (symmetric), `int8s[3]` (a scale per channel of axis 3), `int8s[3/4]` (per 4),
+        `int4s[~0/32,1]` (in groups of 32 along dimension 0, which is contracted)."""
+        mark = lambda a: f"~{a}" if a in self.contracted else f"{a}"
+        parts = [mark(a) if n == 1 else f"{mark(a)}/{n}" for a, n in self.blocks.items()]
         axis = f"[{','.join(parts)}]" if parts else ""
         return f"int{self.bits}{'s' if self.symmetric else ''}{'n' if self.narrow_range else ''}{axis}"
 
+    @property
+    def blocks(self) -> dict[int, int]:
+        """Dimension of `axis` -> how many consecutive positions along it share a scale."""
+        return dict(zip(self.axis, self.block_size or (1,) * len(self.axis), strict=True))
+
+    @property
+    def per_channel(self) -> QuantType:
+        """The type with one scale along what is contracted."""
+        kept = {a: n for a, n in self.blocks.items() if a not in self.contracted}
+        sizes = tuple(kept.values()) if self.block_size and any(n > 1 for n in kept.values()) else ()
+        return dataclasses.replace(self, axis=tuple(kept), block_size=sizes, contracted=())
+
     def batched(self) -> QuantType:
         """The same type under a new leading dimension."""
-        return dataclasses.replace(self, axis=tuple(a + 1 for a in self.axis))
+        later = lambda dims: tuple(a + 1 for a in dims)
+        return dataclasses.replace(self, axis=later(self.axis), contracted=later(self.contracted))
 
 
 #: Operands of dots and convs.
@@ -131,6 +150,16 @@ def zero_point_for(low: Any, scale: np.ndarray, qtype: QuantType) -> np.ndarray:
         return np.zeros(scale.shape, np.int32)
     zero = np.rint(qtype.qmin - np.minimum(np.asarray(low, np.float64), 0.0) / scale.astype(np.float64))
     return np.clip(zero, qtype.qmin, qtype.qmax).astype(np.int32)
+
+
+def extremes(array: np.ndarray, qtype: QuantType) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest elements that share a scale, zero among them; full rank, size one outside of `axis`."""
+    rest = tuple(d for d in range(array.ndim) if d not in qtype.axis)
+    wide = array.astype(np.float64)
+    low, high = wide.min(axis=rest, keepdims=True, initial=0.0), wide.max(axis=rest, keepdims=True, initial=0.0)
+    if not qtype.axis:
+        return low.reshape(()), high.reshape(())
+    return over_blocks(np.minimum, low, qtype), over_blocks(np.maximum, high, qtype)
 
 
 def over_blocks(reduce: np.ufunc, array: np.ndarray, qtype: QuantType) -> np.ndarray:

@@ -68,7 +68,7 @@ def test_types_without_integers(make):
         make(activation=qc.QuantType(32))
     with refused(qc.RecipeError, "weight type", "axis=(1,)", "per layer from `granularity`"):
         make(weight=qc.QuantType(8, axis=(1,)))
-    with refused(qc.RecipeError, "unknown granularity 'column'", "'channel', 'tensor'", "qc.Granularity"):
+    with refused(qc.RecipeError, "unknown granularity 'column'", "'channel', 'group128'", "qc.Granularity"):
         make(granularity="column")
 
 

@@ -35,6 +35,12 @@ RECIPES: dict[str, Recipe] = {
     "affine_weights": Recipe(
         weight=QuantType(7), granularity=Granularity(channel_group=3), activation=QuantType(11), stream=QuantType(11)
     ),
+    # Packed weights in small groups of which the last is shorter, with zero points.
+    "groups": Recipe(weight=QuantType(4), granularity=Granularity(input_group=3)),
+    # The same in bits that do not divide a byte, symmetric, groups over two channels.
+    "groups_of_3_bits": Recipe(
+        weight=QuantType(3, symmetric=True), granularity=Granularity(channel_group=2, input_group=5)
+    ),
 }
 
 

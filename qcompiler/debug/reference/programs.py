@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.debug.reference.contract import dequantize, quantize
+from qcompiler.debug.reference.packing import unpack
 from qcompiler.debug.reference.regions import region, requantize
 from qcompiler.debug.reference.values import read
 from qcompiler.errors import QuantizationError
@@ -51,6 +52,8 @@ def equation(eqn: Any, operands: Sequence[Any]) -> list[np.ndarray]:
         return [quantize(*operands, eqn.params["type"])]
     if name == "qc_dequantize":
         return [dequantize(*operands)]
+    if name == "qc_unpack":
+        return [unpack(*operands, **eqn.params)]
     if name == "qc_requantize":
         return requantize(eqn, operands)
     if name in _LOOPS:
