@@ -3,15 +3,16 @@
     region[conv] x w b -> y      notes["types"]:  x int8, w int8s[3] (per channel), b int32; result y int16s
 
 Here each layer gets the recipe's types, or those of the first rule that matches it; a factor of a product that 8 bits
-would hold badly (probabilities, outlier channels), as calibration shows, gets the stream's 16. What the recipe gives
-single values goes before all of that. The choice is noted per region id, so that it can be read, edited, and applied
-again to the same model at another batch size.
+would hold badly (probabilities, outlier channels), as calibration shows, gets the stream's 16. What was decided by data
+(`qcompiler.precision`) stands where no rule does, and what the recipe gives single values goes before all of that. The
+choice is noted per region id, so that it can be read, edited, and applied again to the same model at another batch
+size. A layer in half precision is an island with casts around it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qcompiler import ops, state
@@ -23,19 +24,20 @@ from qcompiler.ir.program import Program
 from qcompiler.numerics import ranges
 from qcompiler.numerics.fixed_range import FixedRange
 from qcompiler.numerics.types import BIAS, QuantType
-from qcompiler.passes import _regions, _supergroups
+from qcompiler.passes import _half, _regions, _supergroups
 from qcompiler.passes._overrides import Overrides
 
 #: Up to so many bits, steps of int8 can be multiples of each other by 4 and more; beyond, groups gain nothing.
 MOST_GROUPED_BITS = 6
 
 
-def assign_precision(program: Program, recipe: Any) -> Program:
+def assign_precision(program: Program, recipe: Any, by_data: Mapping[str, Any] | None = None) -> Program:
     """See the module's docstring.
 
     Args:
       program: partitioned.
       recipe: a `qcompiler.Recipe`.
+      by_data: region id -> the `qcompiler.Rule` that says its types, if no rule of the recipe matches it.
 
     Returns:
       The program with `notes["types"]` = {region id: [type or None per operand]}, `notes["output_types"]`,
@@ -45,12 +47,13 @@ def assign_precision(program: Program, recipe: Any) -> Program:
       it decides; `notes["supergroups"]`: see `passes._supergroups`.
 
     Raises:
-      RecipeError: a rule or an encoding decides nothing, or does not fit.
+      RecipeError: a rule or an encoding decides nothing, or does not fit, or a layer's numbers do not fit the half
+        precision that a rule gives it.
     """
     parts = loops.nested(program)
     decided = _check_rules(parts, recipe)
     overrides = Overrides(recipe.encodings)
-    assigned = loops.everywhere(lambda part: _assigned(part, recipe, overrides), program)
+    assigned = loops.everywhere(lambda part: _assigned(part, recipe, by_data or {}, overrides), program)
     overrides.check_used(_names(parts))
     agreement = _supergroups.compared(parts, recipe.supergroups)
     return assigned.note("rules", decided).note("supergroups", agreement)
@@ -62,17 +65,17 @@ def _names(parts: Sequence[Program]) -> list[str]:
     return [i.removeprefix("weight:") for i in ids]
 
 
-def _assigned(program: Program, recipe: Any, overrides: Overrides) -> Program:
+def _assigned(program: Program, recipe: Any, by_data: Mapping[str, Any], overrides: Overrides) -> Program:
     overrides.values, overrides.weights = {}, {}
     types: dict[str, list[QuantType | None]] = {}
-    keep_float: list[str] = []
+    keep_float: dict[str, bool | str] = {}
     for eqn in program.eqns:
         if not _regions.is_region(eqn):
             continue
         region = eqn.params["id"]
-        rule = recipe.rule_for(region, _regions.weight_shape(eqn))
+        rule = recipe.rule_for(region, _regions.weight_shape(eqn)) or by_data.get(region)
         if rule is not None and rule.keep_float:
-            keep_float.append(region)
+            keep_float[region] = rule.keep_float
             continue
         activation, weight = _types_of_products(recipe, rule)
         chosen = [_type_of(role, recipe, activation, weight) for role in eqn.params["roles"]]
@@ -102,8 +105,9 @@ def _assigned(program: Program, recipe: Any, overrides: Overrides) -> Program:
     owners = {_owner(program, v, types): v for v in program.ids if classes.is_float(v) and v not in constants}
     retyped = {program.ids[o]: stored(v, recipe.stream) for o, v in owners.items()}
     program = program.note("types", types).note("output_types", outputs)
-    islands = [*program.notes.get("islands", ()), *(_island(program, region) for region in keep_float)]
-    program = program.note("islands", islands).note("float_regions", keep_float)
+    islands = [*program.notes.get("islands", ()), *(_island(program, *kept) for kept in keep_float.items())]
+    program = program.note("islands", islands).note("float_regions", list(keep_float))
+    program = _half.computed_in(program, {region: dtype for region, dtype in keep_float.items() if dtype is not True})
     program = program.note("given_values", overrides.values).note("given_weights", overrides.weights)
     program = program.note("retyped", {key: t for key, t in retyped.items() if t != recipe.stream})
     return program.note("island_type", recipe.stream).replace(stage="assign_precision")
@@ -292,7 +296,7 @@ def input_types(program: Program, recipe: Any) -> dict[str, QuantType]:
     return found
 
 
-def _island(program: Program, region: str) -> dict[str, Any]:
+def _island(program: Program, region: str, dtype: bool | str) -> dict[str, Any]:
     """The note of a region that the recipe keeps in float, as `partition` writes them."""
     eqn = next(e for e in program.eqns if _regions.is_region(e) and e.params["id"] == region)
     path, _, name = region.rpartition("/")
@@ -302,7 +306,7 @@ def _island(program: Program, region: str) -> dict[str, Any]:
         "primitive": name.partition("#")[0],
         "module_path": path,
         "source": identity.source_of(eqn),
-        "reason": "the recipe keeps it in float",
+        "reason": f"the recipe keeps it in {'float' if dtype is True else dtype}",
         "macs": sum(multiply_adds(e) for e in inner),
     }
 

@@ -26,6 +26,7 @@ from qcompiler.ir import Program as Program
 from qcompiler.numerics.encoding import Encoding as Encoding
 from qcompiler.numerics.fixed_range import FixedRange as FixedRange
 from qcompiler.numerics.types import QuantType as QuantType
+from qcompiler.precision import Precision as Precision
 from qcompiler.quantized_model import QuantizedModel as QuantizedModel
 from qcompiler.recipe import Granularity as Granularity
 from qcompiler.recipe import Recipe as Recipe

@@ -65,13 +65,12 @@ class Candidate:
           path, primitive: globs, as `Rule` has them.
 
         Raises:
-          RecipeError: recipes have no such rule: one operand real and the other quantized, or a layer in half
-            precision.
+          RecipeError: recipes have no such rule: one operand real and the other quantized.
         """
-        if self.is_float and self.float_dtype == "float32":
-            return Rule(path, primitive, keep_float=True)
+        if self.is_float:
+            return Rule(path, primitive, keep_float=self.float_dtype)
         if self.weight is None or self.activation is None:
-            raise RecipeError(f"no rule of a recipe says {self}: a layer is all integers, or all float32")
+            raise RecipeError(f"no rule of a recipe says {self}: a layer is all integers, or all float")
         return Rule(path, primitive, self.weight, self.activation, self.granularity)
 
 

@@ -39,6 +39,7 @@ from qcompiler.passes import (
     partition,
     simplify,
 )
+from qcompiler.precision import decide
 from qcompiler.recipe import Recipe
 
 #: Passes that a user can name, as functions of a program (and of a recipe where they need one).
@@ -301,6 +302,12 @@ def retracing_manager() -> PassManager:
     return PassManager("types", dumper=Dumper(environment=False))
 
 
+def _assigned(program: Program, recipe: Recipe, data: Data) -> Program:
+    """`assign_precision` with what is decided by data where no rule says anything."""
+    decided = data.decided("assign_precision", lambda samples: decide.assignment_of(program, recipe, samples))
+    return assign_precision.assign_precision(program, recipe, decided.rules())
+
+
 def float_passes(manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None) -> Program:
     """From the traced program to one with observers."""
     data = data or Data()
@@ -318,7 +325,10 @@ def integer_passes(
     found = {}
     calibrated = program
     for name in INTEGER_PASSES:
-        program = found[name] = manager.run(name, program, recipe)
+        apply: Any = recipe
+        if name == "assign_precision" and recipe.precision is not None:
+            apply = lambda before: _assigned(observe.without_observers(before), recipe, data)
+        program = found[name] = manager.run(name, program, apply)
         for data_pass in DATA_PASSES:
             if data_pass.behind == name and data_pass.wanted(recipe):
                 run = data_pass.on(recipe, data, calibrated)

@@ -21,6 +21,7 @@ from qcompiler.numerics.encoding import Encoding
 from qcompiler.passes.observe import observed_ids
 
 if TYPE_CHECKING:
+    from qcompiler.precision.assignment import Assignment
     from qcompiler.stages import Quantized
 
 #: Weights up to this many bytes reach XLA as constants, which it can lay out once; above, as arguments.
@@ -70,6 +71,12 @@ class QuantizedModel:
     def float(self, *args: Any, **kwargs: Any) -> Any:
         """The original model."""
         return self._run("float", args, kwargs)
+
+    @property
+    def precision(self) -> Assignment | None:
+        """The types that were decided by data, a recipe's `precision`: prints as a table, `save`s as a file that can be
+        edited; None where there is none."""
+        return self._quantized.precision
 
     @functools.cached_property
     def input_encodings(self) -> dict[str, Encoding | None]:

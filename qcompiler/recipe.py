@@ -65,6 +65,9 @@ GRANULARITIES = {
 #: has at most 4,096 entries.
 MOST_BITS = {"weight": 8, "activation": 16, "stream": 16, "index": 12, "output": 16}
 
+#: Floats in which a layer can be kept; True means what the model has.
+FLOATS = (True, "float32", "bfloat16", "float16")
+
 
 def _granularity(which: str | Granularity) -> Granularity:
     if isinstance(which, Granularity):
@@ -127,7 +130,8 @@ class Rule:
       weight: type of the weights, or None for the recipe's.
       activation: type of the operands of products, or None for the recipe's.
       granularity: of the weights, a name or a `Granularity`, or None for the recipe's.
-      keep_float: leave the layer in float (an island).
+      keep_float: leave the layer in float (an island): True, as the model has it, or computed in `float32`, `bfloat16`
+        or `float16`, its weights stored so.
       shape: pattern of the weight's shape as the program holds it: `3x3x*x64` or `re.compile(r"1x1x\d+x\d+")`. A layer
         without weights has the empty shape.
       activation_range: of what the layer reads: `(low, high)`, the name of an estimator, an estimator, or an
@@ -146,7 +150,7 @@ class Rule:
     weight: QuantType | None = None
     activation: QuantType | None = None
     granularity: str | Granularity | None = None
-    keep_float: bool = False
+    keep_float: bool | str = False
     shape: str | re.Pattern[str] = "*"
     activation_range: str | tuple[float, float] | Estimator | Encoding | None = None
     weight_range: str | tuple[float, float] | Estimator | Encoding | None = None
@@ -177,6 +181,8 @@ class Rule:
                     )
             elif range_ is not None:
                 object.__setattr__(self, f"{role}_range", _estimator(range_))
+        if self.keep_float not in (False, *FLOATS):
+            raise RecipeError(f"keep_float is True, False, {', '.join(map(repr, FLOATS[1:]))}, got {self.keep_float!r}")
         if self.keep_float and given:
             raise RecipeError(
                 f"a rule for {self.path!r} keeps layers in float and gives them a {', a '.join(given)}: "
@@ -258,6 +264,8 @@ class Recipe:
         value that is to have several encodings has `id@int8` for readers that want that type. Encodings come from
         `qcompiler.interchange.load`, mostly.
       supergroups: rows of ops that are to be one integer op; where the regions say otherwise, the report does.
+      precision: types chosen by data for the layers that no rule decides: a `Precision` (what to choose from, under
+        which budget), or an `Assignment` of it or the path of its file, which are applied as they stand.
 
     Raises:
       RecipeError: a type that the backend has no integers for, or an unknown granularity or estimator.
@@ -282,8 +290,14 @@ class Recipe:
         default_factory=dict, hash=False
     )
     supergroups: tuple[Supergroup, ...] = ()
+    precision: Any = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self) -> None:
+        if self.precision is not None:
+            # Precision speaks of candidates, which are made of rules.
+            from qcompiler.precision import named as precision_named
+
+            object.__setattr__(self, "precision", precision_named(self.precision))
         for role in MOST_BITS:
             _check_type(role, f"{role} type", getattr(self, role))
         object.__setattr__(self, "granularity", _granularity(self.granularity))

@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from qcompiler import json_files
+from qcompiler.candidates import Candidate
 from qcompiler.errors import QuantizationError, RecipeError
 from qcompiler.numerics import ranges
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.fixed_range import FixedRange
 from qcompiler.numerics.types import QuantType
+from qcompiler.precision import Assignment, Choice, Precision
 from qcompiler.range_choice import OutputError, Tiers
 from qcompiler.recipe import GRANULARITIES, Granularity, Recipe, Rule, Supergroup
 
@@ -48,6 +50,10 @@ CLASSES: dict[str, type] = {
         ranges.Percentile,
         OutputError,
         Tiers,
+        Candidate,
+        Precision,
+        Assignment,
+        Choice,
     )
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import fnmatch
 import itertools
 import time
@@ -28,6 +29,7 @@ from qcompiler.flax_adapter import Source
 from qcompiler.ir import Program, _compat, classes, identity, tracing
 from qcompiler.passes import assign_precision, observe
 from qcompiler.passes.observe import observed_ids
+from qcompiler.precision.assignment import Assignment
 from qcompiler.quantized_model import QuantizedModel
 from qcompiler.samples import KEPT_BYTES, Samples, size_of
 from qcompiler.sensitivity_table import Sensitivity
@@ -345,6 +347,16 @@ class Quantized(_Stage):
         self.programs = programs
         self.program = programs["fold_zero_points"]
 
+    @property
+    def precision(self) -> Assignment | None:
+        """The types that were decided by data, a recipe's `precision`; None where there is none."""
+        return self._data.decisions.get("assign_precision")
+
+    @property
+    def report(self) -> report.Report:
+        """Numbers so far; see `debug.report.Report`."""
+        return dataclasses.replace(super().report, precision=self.precision)
+
     def compile(self, io: str = "float", weights: str | None = None) -> QuantizedModel:
         """Lowers to `jax.lax` integers; see `quantize` for the arguments.
 
@@ -359,4 +371,6 @@ class Quantized(_Stage):
         lowered = manager.run("lower", self.program, lambda p: lax_int.lower(p, io))
         if io == "int" and not report.islands_of(lowered) and (found := census.float_avals(lowered)):
             raise VerificationError(f"the integer program holds {len(found)} float values, such as {found[0].aval}")
-        return QuantizedModel(self, lowered, io, weights, report_of(lowered, manager))
+        return QuantizedModel(
+            self, lowered, io, weights, dataclasses.replace(report_of(lowered, manager), precision=self.precision)
+        )

@@ -84,6 +84,7 @@ class Report:
     unfollowed: encodings of the recipe that the program does not have, and why.
     passes: in the order they ran.
     dump: folder of the dumps, or None.
+    precision: what was decided of each layer's types by data, with the reasons; None where nothing was.
     """
 
     islands: tuple[Island, ...] = ()
@@ -100,6 +101,7 @@ class Report:
     unfollowed: tuple[str, ...] = ()
     passes: tuple[PassRecord, ...] = ()
     dump: str | None = None
+    precision: Any = None
 
     @property
     def integer_only(self) -> bool | None:
@@ -139,6 +141,8 @@ class Report:
                 f"  {i.primitive:<22} {i.module_path or '<top level>'}  {i.source}  ({i.mac_share:.1%})  {i.reason}"
                 for i in self.islands
             ]
+        if self.precision is not None:
+            lines.append(str(self.precision))
         return "\n".join(lines)
 
 
