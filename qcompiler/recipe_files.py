@@ -28,6 +28,7 @@ from qcompiler.numerics.fixed_range import FixedRange
 from qcompiler.numerics.types import QuantType
 from qcompiler.range_choice import OutputError, Tiers
 from qcompiler.recipe import GRANULARITIES, Granularity, Recipe, Rule, Supergroup
+from qcompiler.rounding import GPTQ, AdaRound, SequentialMSE
 
 #: Raised whenever older readers could misread what newer writers write.
 VERSION = 1
@@ -48,6 +49,9 @@ CLASSES: dict[str, type] = {
         ranges.Percentile,
         OutputError,
         Tiers,
+        AdaRound,
+        GPTQ,
+        SequentialMSE,
     )
 }
 

@@ -121,6 +121,7 @@ class AdaRound(Rounding):
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "regularization"):
             _check(self, name, getattr(self, name) > 0, "positive")
+        object.__setattr__(self, "beta", tuple(self.beta))
         _check(self, "warm_start", 0 <= self.warm_start < 1, "at least 0 and less than 1")
         _check_scales(self.scales)
 

@@ -10,6 +10,7 @@ from draws import normal
 from jax import lax
 
 import qcompiler as qc
+from qcompiler import recipe_files
 from qcompiler.errors import CalibrationError, RecipeError, SerializationError
 from qcompiler.ir import loops
 from qcompiler.numerics.types import QuantType
@@ -242,6 +243,12 @@ def test_rounding_without_samples_is_refused(passes):
     found = passes(_mlp, WEIGHTS, [X], qc.Recipe(weight=W4), until="insert_qdq")
     with pytest.raises(CalibrationError, match="round weights: no calibration samples of these shapes were kept"):
         round_weights.decide(found["assign_precision"], found["insert_qdq"], [], QUICK)
+
+
+def test_methods_survive_recipe_files(tmp_path):
+    recipe = qc.Recipe(rounding=qc.AdaRound(iterations=7, scales=qc.SequentialMSE(candidates=5)))
+    recipe_files.save(recipe, tmp_path / "recipe.json")
+    assert recipe_files.load(tmp_path / "recipe.json") == recipe
 
 
 def test_bad_options_are_refused():
