@@ -10,7 +10,7 @@ Biases are int32 at the scale of the accumulator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,18 +28,24 @@ from qcompiler.numerics.types import QuantType
 from qcompiler.passes import _overrides, _regions
 
 
-def insert_qdq(program: Program, estimator_for: Callable[[QuantType], Any]) -> Program:
+def insert_qdq(
+    program: Program,
+    estimator_for: Callable[[QuantType], Any],
+    weight_fractions: Mapping[str, np.ndarray] | None = None,
+) -> Program:
     """See the module's docstring.
 
     Args:
       program: partitioned, with `stats` and with the types that `assign_precision` noted.
       estimator_for: type -> range estimator (`numerics.ranges`).
+      weight_fractions: region -> by what the scales of its weight are to be smaller than those that cover its largest
+        elements; an array of the scales' shape, at most 1.
 
     Raises:
       CalibrationError: a value has no stats.
       OverflowProofError: a bias does not fit int32 at the scale of its accumulator.
     """
-    return _Inserter(program, estimator_for).run()
+    return _Inserter(program, estimator_for, weight_fractions or {}).run()
 
 
 class _Need(NamedTuple):
@@ -54,8 +60,10 @@ _DEAD_BIAS_STEP = 2.0**-20
 
 
 class _Inserter:
-    def __init__(self, program: Program, estimator_for: Callable[[QuantType], Any]) -> None:
-        self.program, self.estimator_for = program, estimator_for
+    def __init__(
+        self, program: Program, estimator_for: Callable[[QuantType], Any], weight_fractions: Mapping[str, np.ndarray]
+    ) -> None:
+        self.program, self.estimator_for, self.weight_fractions = program, estimator_for, weight_fractions
         self.types: dict[str, list[QuantType | None]] = program.notes["types"]
         self.constants = Constants(program)
         self.producer = program.producer
@@ -223,6 +231,8 @@ class _Inserter:
                         f"weight {self.program.ids[var].removeprefix('weight:')} of {eqn.params['id']} at "
                         f"{identity.source_of(eqn)}: {error}; rescale the layer, or keep it in float by a qc.Rule"
                     ) from error
+                if role == "weight":
+                    scales[k] = (scales[k] * self.fraction(eqn, k)).astype(np.float32)
             elif role not in ("bias", "constant"):
                 out[k] = read(var, values[k], qtype)
                 if role in _regions.ANCHORED:
@@ -286,11 +296,20 @@ class _Inserter:
         if isinstance(given, Encoding):
             zero = given.zero_point
         else:
-            zero = types.zero_point_for(self.weight_range(eqn, k, qtype)[0], scale, qtype)
+            # A smaller range is one around zero of the same form.
+            low = self.weight_range(eqn, k, qtype)[0]
+            low = low * self.fraction(eqn, k) if eqn.params["roles"][k] == "weight" else low
+            zero = types.zero_point_for(low, scale, qtype)
         plain = weight_scale(array, qtype)
         name += "" if np.array_equal(plain[0], scale) and np.array_equal(plain[1], zero) else f"@{eqn.params['id']}"
         scale, zero = builder.weight(f"{name}/scale", scale), builder.weight(f"{name}/zero_point", zero)
         return ops.fake_quantize(value, scale, zero, qtype)
+
+    def fraction(self, eqn: _compat.JaxprEqn, k: int) -> Any:
+        """What the scales of a region's weight are of those that cover its largest elements; 1 where they are given."""
+        if isinstance(self.given_weight(eqn, k), Encoding):
+            return np.float32(1)
+        return self.weight_fractions.get(eqn.params["id"], np.float32(1))
 
     def keep_accumulator_normal(self, eqn: _compat.JaxprEqn, scales: dict[int, np.ndarray]) -> None:
         """Raises scales of channels next to zero whose product with the input's would underflow float32."""

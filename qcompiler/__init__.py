@@ -32,6 +32,9 @@ from qcompiler.recipe import Granularity as Granularity
 from qcompiler.recipe import Recipe as Recipe
 from qcompiler.recipe import Rule as Rule
 from qcompiler.recipe import Supergroup as Supergroup
+from qcompiler.rounding import GPTQ as GPTQ
+from qcompiler.rounding import AdaRound as AdaRound
+from qcompiler.rounding import SequentialMSE as SequentialMSE
 from qcompiler.sensitivity_table import Sensitivity as Sensitivity
 from qcompiler.stages import Calibrated as Calibrated
 from qcompiler.stages import Quantized as Quantized

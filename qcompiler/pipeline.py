@@ -1,9 +1,10 @@
 """The order of the passes, and the manager that runs, verifies, times and dumps each.
 
 trace → simplify → fold_norms → equalize → partition → observe          (float; `float_passes`)
-      → assign_precision → insert_qdq → fuse → fold_zero_points → lower (integers; `integer_passes`)
+      → assign_precision → insert_qdq → (round_weights → correct_bias) → fuse → fold_zero_points → lower
+                                                                         (integers; `integer_passes`)
 
-Between these stand those of `data_passes` that the recipe asks for.
+Those in parentheses decide on samples, and run where the recipe asks for them; so do those of `data_passes` between.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qcompiler import ops, state
+from qcompiler import ops, rounding, state
 from qcompiler.backends import lax_int
 from qcompiler.data_passes import DATA_PASSES as DATA_PASSES
 from qcompiler.data_passes import Data as Data
@@ -29,7 +30,10 @@ from qcompiler.debug.report import PassRecord, sqnr_db
 from qcompiler.errors import QuantizationError, RecipeError, VerificationError
 from qcompiler.ir import Program, _compat, loops, replay, serialize
 from qcompiler.passes import (
+    add_biases,
     assign_precision,
+    choose_scales,
+    correct_bias,
     equalize,
     fold_norms,
     fold_zero_points,
@@ -37,10 +41,12 @@ from qcompiler.passes import (
     insert_qdq,
     observe,
     partition,
+    round_weights,
     simplify,
 )
 from qcompiler.precision import decide
 from qcompiler.recipe import Recipe
+from qcompiler.samples import Samples
 
 #: Passes that a user can name, as functions of a program (and of a recipe where they need one).
 PASSES: dict[str, Callable[..., Program]] = {
@@ -63,10 +69,18 @@ FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "partition", "observe")
 INTEGER_PASSES = ("assign_precision", "insert_qdq", "fuse", "fold_zero_points")
 
 #: Least agreement in dB with the program before, for passes that must keep the function. The same float ops run op by
-#: op after partitioning, and after simplifying but for divisions by a repeated constant, which XLA turns into products
-#: with its reciprocal; folding and equalizing round weights to float32 again (2**-24 each, some 140 dB), of which the
-#: depth of a network and cancellation in it eat a part.
-_KEEPS_DB = {"simplify": 100.0, "fold_norms": 80.0, "equalize": 80.0, "partition": float("inf")}
+#: op after partitioning, also with biases of zeros, and after simplifying but for divisions by a repeated constant,
+#: which XLA turns into products with its reciprocal; folding and equalizing round weights to float32 again (2**-24
+#: each, some 140 dB), of which the depth of a network and cancellation in it eat a part.
+_KEEPS_DB = {
+    "simplify": 100.0,
+    "fold_norms": 80.0,
+    "equalize": 80.0,
+    "partition": float("inf"),
+    "add_biases": float("inf"),
+}
+#: Passes whose programs simulate the integers in float.
+_SIMULATED = ("insert_qdq", "round_weights", "correct_bias")
 VERIFY = ("probe", "types", "off")
 
 
@@ -139,7 +153,7 @@ class PassManager:
             raise VerificationError(f"pass {name} made an ill-typed program: {error}") from error
         if after.notes.get("pairs_after"):
             raise VerificationError(f"pass {name} left {after.notes['pairs_after']} removable QDQ pairs")
-        if self.probe is None or not self.reference or name not in (*_KEEPS_DB, "insert_qdq"):
+        if self.probe is None or not self.reference or name not in (*_KEEPS_DB, *_SIMULATED):
             return {}
         outputs = _outputs(after, self.probe)
         for k, (out, was) in enumerate(zip(outputs, self._before, strict=True)):
@@ -286,8 +300,14 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
         return f"{regions} regions, {len(notes['islands'])} islands"
     if name == "observe":
         return f"{sum(e.primitive is ops.observe_p for e in after.eqns)} values observed"
+    if name == "round_weights":
+        return _errors_before_and_after([(e["nearest"], e["rounded"]) for e in notes["rounded"].values()])
     if name == "insert_qdq":
-        return f"{sum(e.primitive is ops.fake_quantize_p for e in after.eqns)} pairs"
+        scales = _errors_before_and_after([(e["largest"], e["chosen"]) for e in notes.get("scaled", {}).values()])
+        chosen = f", scales chosen for {scales}" if "scaled" in notes else ""
+        return f"{sum(e.primitive is ops.fake_quantize_p for e in after.eqns)} pairs{chosen}"
+    if name == "correct_bias":
+        return f"{len(notes['corrected'])} biases"
     if name == "fuse":
         return f"{notes['pairs_before']} pairs per op before, {notes['pairs_after']} left"
     if name == "choose_ranges":
@@ -295,6 +315,13 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
     if name == "assign_precision":
         return f"{len(notes['types'])} regions typed"
     return f"{len(before.eqns)} -> {len(after.eqns)} equations"
+
+
+def _errors_before_and_after(errors: Sequence[tuple[float, float]]) -> str:
+    """Of layers, how many there are, and by what factor their squared error changed: the geometric mean."""
+    factors = [after / before for before, after in errors if before > 0 and after > 0]
+    mean = np.exp(np.mean(np.log(factors))) if factors else 1.0
+    return f"{len(errors)} layers, squared error times {mean:.3g}"
 
 
 def retracing_manager() -> PassManager:
@@ -322,16 +349,63 @@ def integer_passes(
 ) -> dict[str, Program]:
     """From the calibrated program to the one that is ready to lower; pass name -> program after it."""
     data = data or Data()
+    if recipe.bias_correction is not None:
+        program = manager.run("add_biases", program, add_biases.add_biases)
     found = {}
     calibrated = program
     for name in INTEGER_PASSES:
         apply: Any = recipe
         if name == "assign_precision" and recipe.precision is not None:
             apply = lambda before: _assigned(observe.without_observers(before), recipe, data)
+        if name == "insert_qdq":
+            apply = _with_chosen_scales(program, recipe, data)
         program = found[name] = manager.run(name, program, apply)
         for data_pass in DATA_PASSES:
             if data_pass.behind == name and data_pass.wanted(recipe):
                 run = data_pass.on(recipe, data, calibrated)
                 program = found[data_pass.name] = manager.run(data_pass.name, program, run)
+        if name == "insert_qdq":
+            program = _tuned(manager, found, recipe, data)
     manager.check_integers(found["fuse"], found["fold_zero_points"])
     return found
+
+
+def _with_chosen_scales(program: Program, recipe: Recipe, data: Data) -> Callable[[Program], Program] | Recipe:
+    """The pass `insert_qdq` at the scales of weights that samples decide, or at those of the recipe."""
+    options = rounding.scales_of(recipe.rounding)
+    if options is None:
+        return recipe
+
+    def decide(samples: Samples) -> choose_scales.Decision:
+        plain = PASSES["insert_qdq"](program, recipe)
+        return choose_scales.decide(program, plain, options.of(samples, plain), options)
+
+    def apply(before: Program) -> Program:
+        chosen = data.decided("choose_scales", decide)
+        insert = lambda part: insert_qdq.insert_qdq(part, recipe.estimator_for, chosen.fractions)
+        note = {region: {"largest": a, "chosen": b} for region, (a, b) in chosen.errors.items()}
+        return loops.everywhere(insert, before).note("scaled", note).note("left_unscaled", dict(chosen.left))
+
+    return apply
+
+
+def _tuned(manager: PassManager, found: dict[str, Program], recipe: Recipe, data: Data) -> Program:
+    """The program with QDQ pairs after the passes that tune it to samples, each of which is added to `found`."""
+    real, program = found["assign_precision"], found["insert_qdq"]
+    method = recipe.rounding
+    if isinstance(method, rounding.AdaRound | rounding.GPTQ):
+        options, before = method, program
+        decide = lambda samples: round_weights.decide(real, before, options.of(samples, before), options)
+        apply = lambda p: round_weights.apply(p, data.decided("round_weights", decide))
+        program = found["round_weights"] = manager.run("round_weights", program, apply)
+    if recipe.bias_correction is not None:
+        rounded, by = program, recipe.bias_correction
+        measure = lambda samples: correct_bias.decide(real, rounded, samples.at(real.input_avals), by)
+        shift = lambda p: correct_bias.apply(p, data.decided("correct_bias", measure))
+        program = found["correct_bias"] = manager.run("correct_bias", program, shift)
+    return program
+
+
+def simulation(found: Mapping[str, Program]) -> Program:
+    """Of the programs that `integer_passes` found, the last in float: what the integers are made from."""
+    return next(found[name] for name in reversed(_SIMULATED) if name in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -135,7 +136,7 @@ class QuantizedModel:
         interchange.save(self.encodings, path, format, names)
 
     def _run(self, which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        reference = self.program if which == "integers" else self._quantized.programs["insert_qdq"]
+        reference = self.program if which == "integers" else pipeline.simulation(self._quantized.programs)
         flat = flatten(call(*args, **kwargs), reference, "this call")
         key = self._key(map(tracing.abstract, flat))
         if (which, key) not in self._functions:
@@ -157,10 +158,10 @@ class QuantizedModel:
 
             return jax.jit(original)
         if which == "simulate":
-            simulated = self._at(key, args, kwargs, "insert_qdq")
+            simulated = self._at(key, args, kwargs, pipeline.simulation)
             return jax.jit(lambda *flat: simulated(*flat))
         if key not in self._programs:
-            folded = self._at(key, args, kwargs, "fold_zero_points")
+            folded = self._at(key, args, kwargs, operator.itemgetter("fold_zero_points"))
             lowered = lax_int.lower(folded, self._io)
             shared = {
                 n: self.params[n] if equal_arrays(self.params.get(n), w) else w for n, w in lowered.weights.items()
@@ -168,11 +169,13 @@ class QuantizedModel:
             self._programs[key] = lowered.replace(weights=shared)
         return _integer_function(self._programs[key], self._constant)
 
-    def _at(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], stage: str) -> Program:
+    def _at(
+        self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], of: Callable[[dict[str, Program]], Program]
+    ) -> Program:
         """The program of a stage, retraced for inputs of other shapes with the decisions taken at calibration."""
         quantized = self._quantized
-        if key == self._key(quantized.programs[stage].input_avals):
-            return quantized.programs[stage]
+        if key == self._key(of(quantized.programs).input_avals):
+            return of(quantized.programs)
         args, kwargs = self._float_avals(args, kwargs)
         abstract = jax.tree_util.tree_map(tracing.abstract, (args, kwargs))
         manager = pipeline.retracing_manager()
@@ -185,7 +188,7 @@ class QuantizedModel:
                 f"calibrated {[a.shape for a in quantized.program.input_avals]}"
             )
         program = program.replace(stats=quantized._calibrated.stats)
-        return pipeline.integer_passes(manager, program, quantized._recipe, quantized._data)[stage]
+        return of(pipeline.integer_passes(manager, program, quantized._recipe, quantized._data))
 
     def _float_avals(self, args: Any, kwargs: Any) -> Any:
         """Avals with the float dtypes that the integer codes stand for."""

@@ -25,6 +25,8 @@ from qcompiler.numerics.types import (
     WEIGHT,
     QuantType,
 )
+from qcompiler.rounding import Rounding
+from qcompiler.rounding import named as named_rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +259,10 @@ class Recipe:
         dB, is stored as `stream`, at the cost of a second int8 product; None: never.
       pair_sqnr: the same for the operands of a product of two activations.
       equalize: cross-layer equalization before quantization; None: only with weights per tensor, which need it.
+      rounding: how weights are rounded to codes: `nearest`, `adaround`, `gptq`, `seq_mse` (which chooses scales), or
+        the method with options: `qc.AdaRound(...)` and so on. All but `nearest` read calibration samples.
+      bias_correction: shift the biases of products by their mean error on calibration samples: `empirical` (the whole
+        error, layer after layer), `analytic` (that of the weights alone), or None.
       rules: overrides, first match wins.
       encodings: what single values and weights are given: pattern of a value id (`input:x`, `stem/dot_general#0`) or of
         a weight's name -> an `Encoding`, or a `QuantType` alone, whose range is then calibrated. A name that is spelled
@@ -268,7 +274,7 @@ class Recipe:
         which budget), or an `Assignment` of it or the path of its file, which are applied as they stand.
 
     Raises:
-      RecipeError: a type that the backend has no integers for, or an unknown granularity or estimator.
+      RecipeError: a type that the backend has no integers for, or an unknown granularity, estimator or method.
     """
 
     weight: QuantType = WEIGHT
@@ -285,6 +291,8 @@ class Recipe:
     activation_sqnr: float | None = 24.0
     pair_sqnr: float | None = 35.0
     equalize: bool | None = None
+    rounding: str | Rounding | None = "nearest"
+    bias_correction: str | None = None
     rules: tuple[Rule, ...] = ()
     encodings: Mapping[str | re.Pattern[str], Encoding | QuantType] = dataclasses.field(
         default_factory=dict, hash=False
@@ -301,6 +309,11 @@ class Recipe:
         for role in MOST_BITS:
             _check_type(role, f"{role} type", getattr(self, role))
         object.__setattr__(self, "granularity", _granularity(self.granularity))
+        object.__setattr__(self, "rounding", named_rounding(self.rounding))
+        if self.bias_correction not in (None, "empirical", "analytic"):
+            raise RecipeError(
+                f"unknown bias_correction {self.bias_correction!r}; known: 'analytic', 'empirical', or None for none"
+            )
         for estimator in (self.activation_range, self.index_range, self.stream_range):
             _estimator(estimator)
         object.__setattr__(self, "ranges", range_choices.named(self.ranges))

@@ -30,6 +30,7 @@ from qcompiler.numerics.types import QuantType
 from qcompiler.precision import Assignment, Choice, Precision
 from qcompiler.range_choice import OutputError, Tiers
 from qcompiler.recipe import GRANULARITIES, Granularity, Recipe, Rule, Supergroup
+from qcompiler.rounding import GPTQ, AdaRound, SequentialMSE
 
 #: Raised whenever older readers could misread what newer writers write.
 VERSION = 1
@@ -54,6 +55,9 @@ CLASSES: dict[str, type] = {
         Precision,
         Assignment,
         Choice,
+        AdaRound,
+        GPTQ,
+        SequentialMSE,
     )
 }
 
