@@ -115,7 +115,7 @@ class Sensitivity:
 
     def tiers(
         self,
-        share: Sequence[float] = (0.2, 0.3),
+        share: Sequence[float] = (0.25, 0.5),
         *,
         metric: str | None = None,
         candidate: str | None = None,
@@ -127,7 +127,7 @@ class Sensitivity:
           share: of the layers that are high and medium.
           metric: the first one, unless named.
           candidate: by whose losses layers are compared; the first one, unless named.
-          criticality: glob on the module path -> factor on the losses of the layers there; the first that matches.
+          criticality: glob on a layer's module path or id -> factor on its losses; the first that matches.
 
         Raises:
           RecipeError: shares that are none, a glob without layers, an unknown metric or candidate.
