@@ -246,9 +246,12 @@ class Sensitivity:
 
 def _candidate(weight: Any, activation: Any, granularity: Any, **rest: Any) -> Candidate:
     """A candidate from the fields of its parts, as JSON has them."""
+    return Candidate(_type(weight), _type(activation), Granularity(**granularity), **rest)
 
-    def as_type(fields: dict[str, Any] | None) -> QuantType | None:
-        given: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in (fields or {}).items()}
-        return QuantType(**given) if given else None
 
-    return Candidate(as_type(weight), as_type(activation), Granularity(**granularity), **rest)
+def _type(fields: Mapping[str, Any] | None) -> QuantType | None:
+    """A type from its fields, in which JSON has made lists of tuples."""
+    if fields is None:
+        return None
+    listed: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+    return QuantType(**listed)

@@ -273,8 +273,10 @@ class Calibrated(_Stage):
           samples: batches to use in place of those of the calibration, or how many of these; None: of 32 samples.
           **options: `candidates`, `metric`, `mode`, `loss`, `draws`, `seed`; see `sensitivity.analyze`.
         """
-        kept, count = self._data.samples, samples if isinstance(samples, int) else None
-        if samples is not None and count is None:
+        kept = self._data.samples
+        if samples is None or isinstance(samples, int):
+            count = samples
+        else:
             flat = [
                 flatten(item, self.program, f"calibration batch {number}")
                 for number, item in enumerate(batches_of(samples, self._source))
