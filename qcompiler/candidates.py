@@ -72,8 +72,7 @@ class Candidate:
             return Rule(path, primitive, keep_float=True)
         if self.weight is None or self.activation is None:
             raise RecipeError(f"no rule of a recipe says {self}: a layer is all integers, or all float32")
-        types = {"weight": self.weight, "activation": self.activation, "granularity": self.granularity}
-        return Rule(path, primitive, **types)
+        return Rule(path, primitive, weight=self.weight, activation=self.activation, granularity=self.granularity)
 
 
 #: Candidates that have a name.
