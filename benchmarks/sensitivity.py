@@ -1,6 +1,7 @@
 """How long the sensitivity of every layer takes, and how well the sum of layers' losses predicts that of all together.
 
-    python -m benchmarks.sensitivity --models resnet50 resnet mobilenet_v2 vit --json sensitivity.json
+    python -m benchmarks.sensitivity --models resnet50 --candidates int8
+    python -m benchmarks.sensitivity --models resnet mobilenet_v2 vit detector --json sensitivity.json
 
 ResNet-50 has random weights and runs on 8 images of 224x224; the others are trained on procedural pictures
 (`qcompiler.models.trained`) and run on 32 of them. Every number is of calibration images: no test image is read.
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures[name] = figure = measure(calibrated, options.candidates, options.metric, options.table)
         print(f"{name}: {figure['layers']} layers, {', '.join(options.candidates)}: {figure['seconds']:.1f} s, "
               f"of processors {figure['processor_seconds']:.1f} s", flush=True)  # fmt: skip
-        print(f"  {'configuration':<24} {'predicted':>10} {'measured':>10}   (SQNR in dB)" if figure["configs"] else "")
+        if figure["configs"]:
+            print(f"  {'configuration':<24} {'predicted':>10} {'measured':>10}   (SQNR in dB)")
         for config, (predicted, measured) in figure["configs"].items():
             print(f"  {config:<24} {predicted:>10.2f} {measured:>10.2f}", flush=True)
     if options.json:

@@ -71,7 +71,7 @@ class Candidate:
             return Rule(path, primitive, keep_float=self.float_dtype)
         if self.weight is None or self.activation is None:
             raise RecipeError(f"no rule of a recipe says {self}: a layer is all integers, or all float")
-        return Rule(path, primitive, self.weight, self.activation, self.granularity)
+        return Rule(path, primitive, weight=self.weight, activation=self.activation, granularity=self.granularity)
 
 
 #: Candidates that have a name.

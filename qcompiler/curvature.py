@@ -103,15 +103,16 @@ class Curvature:
 
         return network.evaluate(weights, inputs, hook)
 
-    def _user_loss(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    def _user_loss(self, loss: Loss, outputs: Sequence[Any], inputs: Sequence[Any]) -> Any:
         signature = self.network.program.signature
         args, kwargs = jax.tree.unflatten(signature.in_tree, list(inputs))
-        return jnp.asarray(self.of(jax.tree.unflatten(signature.out_tree, list(outputs)), call(*args, **kwargs)))
+        value = loss(jax.tree.unflatten(signature.out_tree, list(outputs)), call(*args, **kwargs))
+        return jnp.asarray(value).astype(jnp.float32)
 
     def _score(self, outputs: Sequence[Any], inputs: Sequence[Any], key: Any) -> Any:
         """A number, the squares of whose derivatives are half the second derivatives of the loss, on average."""
         if callable(self.of):
-            return np.float32(np.sqrt(0.5)) * self._user_loss(outputs, inputs).astype(jnp.float32)
+            return np.float32(np.sqrt(0.5)) * self._user_loss(self.of, outputs, inputs)
         total = jnp.float32(0)
         if self.of == "mse":
             size = sum(outputs[k].size for k in self._reals)
@@ -130,7 +131,7 @@ class Curvature:
     def _loss(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> Any:
         """The loss against the model's own outputs, which are held fixed."""
         if callable(self.of):
-            return self._user_loss(outputs, inputs).astype(jnp.float32)
+            return self._user_loss(self.of, outputs, inputs)
         held = jax.lax.stop_gradient(list(outputs))
         if self.of == "kl_nats":
             terms = [mean_kl(held[k], outputs[k]) for k in self._logits]

@@ -62,9 +62,9 @@ class Losses:
             terms = [mean_kl(reference[k], outputs[k]) for k in self._logits]
             found["kl_nats"] = sum(terms, jnp.float32(0)) / np.float32(len(terms))
         for name, metric in self.metrics.items():
-            trees = [jax.tree.unflatten(self._signature.out_tree, list(ys)) for ys in (reference, outputs)]
+            real_tree, tree = (jax.tree.unflatten(self._signature.out_tree, list(ys)) for ys in (reference, outputs))
             args, kwargs = jax.tree.unflatten(self._signature.in_tree, list(inputs))
-            value = jnp.asarray(metric(*trees, call(*args, **kwargs)))
+            value = jnp.asarray(metric(real_tree, tree, call(*args, **kwargs)))
             if value.shape:
                 raise RecipeError(f"the metric {name} gives an array of shape {value.shape}, not a number")
             found[name] = value.astype(jnp.float32)

@@ -93,10 +93,8 @@ def analyze(
     curved: dict[str, np.ndarray] = {}
     for name in (n for n in names if n in CURVATURES):
         kind, _, of = name.partition("_")
-        # A metric of `loss` without one has been refused.
-        curved[name] = probe.curvature(
-            kind, loss if of == "loss" and loss is not None else of, draws or _DRAWS[kind], seed
-        )
+        target = loss if of == "loss" and loss is not None else of
+        curved[name] = probe.curvature(kind, target, draws or _DRAWS[kind], seed)
     rows = []
     for k, layer in enumerate(probe.network.layers):
         for c, candidate in enumerate(chosen):

@@ -115,7 +115,7 @@ class Sensitivity:
 
     def tiers(
         self,
-        share: Sequence[float] = (0.2, 0.3),
+        share: Sequence[float] = (0.25, 0.5),
         *,
         metric: str | None = None,
         candidate: str | None = None,
@@ -127,7 +127,7 @@ class Sensitivity:
           share: of the layers that are high and medium.
           metric: the first one, unless named.
           candidate: by whose losses layers are compared; the first one, unless named.
-          criticality: glob on the module path -> factor on the losses of the layers there; the first that matches.
+          criticality: glob on a layer's module path or id -> factor on its losses; the first that matches.
 
         Raises:
           RecipeError: shares that are none, a glob without layers, an unknown metric or candidate.
@@ -246,9 +246,12 @@ class Sensitivity:
 
 def _candidate(weight: Any, activation: Any, granularity: Any, **rest: Any) -> Candidate:
     """A candidate from the fields of its parts, as JSON has them."""
+    return Candidate(_type(weight), _type(activation), Granularity(**granularity), **rest)
 
-    def as_type(fields: dict[str, Any] | None) -> QuantType | None:
-        given: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in (fields or {}).items()}
-        return QuantType(**given) if given else None
 
-    return Candidate(as_type(weight), as_type(activation), Granularity(**granularity), **rest)
+def _type(fields: Mapping[str, Any] | None) -> QuantType | None:
+    """A type from its fields, in which JSON has made lists of tuples."""
+    if fields is None:
+        return None
+    listed: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+    return QuantType(**listed)

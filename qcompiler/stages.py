@@ -269,18 +269,23 @@ class Calibrated(_Stage):
         return Quantized(self._source, chosen, manager, self.program, programs, data)
 
     def sensitivity(self, samples: Iterable[Any] | int | None = None, **options: Any) -> Sensitivity:
-        """What each layer loses by each way of storing its operands.
+        """What each layer loses by each way of storing its operands; rules of the recipe do not count.
 
         Args:
           samples: batches to use in place of those of the calibration, or how many of these; None: of 32 samples.
           **options: `candidates`, `metric`, `mode`, `loss`, `draws`, `seed`; see `sensitivity.analyze`.
         """
+        kept = self._data.samples
         if samples is None or isinstance(samples, int):
-            kept, count = self._data.samples, samples
+            count = samples
         else:
-            calls = enumerate(batches_of(samples, self._source))
-            kept = Samples(tuple(flatten(item, self.program, f"calibration batch {n}") for n, item in calls))
-            count = len(kept.batches) or None
+            flat = [
+                flatten(item, self.program, f"calibration batch {number}")
+                for number, item in enumerate(batches_of(samples, self._source))
+            ]
+            for number, batch in enumerate(flat):
+                check_data(batch, self.program, number)
+            kept, count = Samples(tuple(flat)), max(1, len(flat))
         return sensitivity.analyze(self.program, kept, self._recipe, batches=count, **options)
 
 

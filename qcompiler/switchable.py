@@ -177,10 +177,17 @@ class Switchable:
 
     def _types(self, candidate: Candidate) -> dict[str, list[QuantType | None]]:
         """Region id -> type per operand, where every layer has this candidate; nothing is said of what stays real."""
-        given = {name: t for name in ("weight", "activation") if (t := getattr(candidate, name)) is not None}
-        # An activation that 8 bits hold badly is what sensitivity shall show.
-        fields = {"granularity": candidate.granularity, "activation_sqnr": None, "pair_sqnr": None, "rules": ()}
-        typed = assign_precision.assign_precision(self.program, dataclasses.replace(self._recipe, **fields, **given))
+        recipe = dataclasses.replace(
+            self._recipe,
+            weight=candidate.weight or self._recipe.weight,
+            activation=candidate.activation or self._recipe.activation,
+            granularity=candidate.granularity,
+            # An activation that 8 bits hold badly is what sensitivity shall show.
+            activation_sqnr=None,
+            pair_sqnr=None,
+            rules=(),
+        )
+        typed = assign_precision.assign_precision(self.program, recipe)
         return {region: chosen for part in loops.nested(typed) for region, chosen in part.notes["types"].items()}
 
     def _add(
@@ -198,7 +205,8 @@ class Switchable:
                 (_KINDS[c.float_dtype], None) if getattr(c, role) is None else (_INTEGER, encode(chosen[k]))
                 for c, chosen in zip(self.candidates.values(), types, strict=True)
             ]
-            ways = _ways(rows, var.aval.ndim)
+            shape: tuple[int, ...] = getattr(var.aval, "shape", ())
+            ways = _ways(rows, len(shape))
             if role == "activation":
                 self.activation_ways[layer][k] = ways
                 continue
@@ -284,7 +292,8 @@ class Switchable:
 
 def _ways(rows: Sequence[tuple[int, Encoding | None]], rank: int) -> Ways:
     """The rows behind that of a real operand, of arrays that broadcast to one another."""
-    kinds, arrays = [_REAL], [(1.0, 0.0, 0.0)]
+    kinds: list[int] = [_REAL]
+    arrays: list[tuple[Any, Any, Any]] = [(1.0, 0.0, 0.0)]
     for kind, encoding in rows:
         kinds.append(kind)
         if encoding is None:
@@ -294,8 +303,8 @@ def _ways(rows: Sequence[tuple[int, Encoding | None]], rank: int) -> Ways:
         arrays.append((encoding.scale, encoding.type.qmin - zero, encoding.type.qmax - zero))
     full = lambda a: np.asarray(a, np.float32).reshape((1,) * rank if np.ndim(a) == 0 else np.shape(a))
     shaped = [tuple(full(a) for a in row) for row in arrays]
-    columns = [np.stack(np.broadcast_arrays(*column)) for column in zip(*shaped, strict=True)]
-    return Ways(*columns, tuple(kinds))
+    scale, low, high = (np.stack(np.broadcast_arrays(*column)) for column in zip(*shaped, strict=True))
+    return Ways(scale, low, high, tuple(kinds))
 
 
 def _evaluate(

@@ -378,6 +378,8 @@ def test_bad_questions(measured):
 def test_samples_of_other_shapes(calibrated):
     with pytest.raises(qc.CalibrationError, match="shapes"):
         calibrated.sensitivity(samples=[_images(4)], metric="mse")
+    with pytest.raises(qc.CalibrationError, match="NaN"):
+        calibrated.sensitivity(samples=[np.full((16, 6, 6, 3), np.nan, np.float32)], metric="mse")
 
 
 def test_a_model_without_products():
