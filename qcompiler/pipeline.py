@@ -1,6 +1,6 @@
 """The order of the passes, and the manager that runs, verifies, times and dumps each.
 
-trace → simplify → fold_norms → equalize → partition → observe          (float; `float_passes`)
+trace → simplify → fold_norms → equalize → (migrate) → partition → observe  (float; `float_passes`)
       → assign_precision → insert_qdq → (round_weights → correct_bias) → fuse → fold_zero_points → lower
                                                                          (integers; `integer_passes`)
 
@@ -39,6 +39,7 @@ from qcompiler.passes import (
     fold_zero_points,
     fuse,
     insert_qdq,
+    migrate,
     observe,
     partition,
     round_weights,
@@ -53,6 +54,8 @@ PASSES: dict[str, Callable[..., Program]] = {
     "simplify": lambda program, recipe: loops.everywhere(simplify.simplify, program),
     "fold_norms": lambda program, recipe: loops.everywhere(fold_norms.fold_norms, program),
     "equalize": lambda program, recipe: loops.everywhere(equalize.equalize, program),
+    # Without data there is nothing to decide by.
+    "migrate": lambda program, recipe: migrate.apply(program, migrate.decide(program, (), recipe)),
     "partition": lambda program, recipe: loops.everywhere(partition.partition, program),
     "observe": lambda program, recipe: loops.everywhere(observe.observe, program),
     "assign_precision": lambda program, recipe: assign_precision.assign_precision(
@@ -65,7 +68,7 @@ PASSES: dict[str, Callable[..., Program]] = {
     "fold_zero_points": lambda program, recipe: loops.everywhere(fold_zero_points.fold_zero_points, program),
     "lower": lambda program, recipe: lax_int.lower(program),
 }
-FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "partition", "observe")
+FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "migrate", "partition", "observe")
 INTEGER_PASSES = ("assign_precision", "insert_qdq", "fuse", "fold_zero_points")
 
 #: Least agreement in dB with the program before, for passes that must keep the function. The same float ops run op by
@@ -76,6 +79,7 @@ _KEEPS_DB = {
     "simplify": 100.0,
     "fold_norms": 80.0,
     "equalize": 80.0,
+    "migrate": 80.0,
     "partition": float("inf"),
     "add_biases": float("inf"),
 }
@@ -295,6 +299,8 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
     notes = after.notes
     if name == "equalize":
         return f"{len(notes['equalized'])} pairs"
+    if name == "migrate":
+        return f"{len(notes['migrated'])} places"
     if name == "partition":
         regions = sum(e.primitive is ops.region_p for e in after.eqns)
         return f"{regions} regions, {len(notes['islands'])} islands"
@@ -338,10 +344,19 @@ def _assigned(program: Program, recipe: Recipe, data: Data) -> Program:
 def float_passes(manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None) -> Program:
     """From the traced program to one with observers."""
     data = data or Data()
+    runs = {"equalize": recipe.equalizes, "migrate": recipe.migrates}
+    by_data = {"migrate": lambda before: _migrated(before, recipe, data)}
     for name in FLOAT_PASSES:
-        if name != "equalize" or recipe.equalizes:
-            program = manager.run(name, program, recipe)
+        if runs.get(name, True):
+            program = manager.run(name, program, by_data.get(name, recipe))
     return program
+
+
+def _migrated(program: Program, recipe: Recipe, data: Data) -> Program:
+    """The program after `migrate`, which looks at samples the first time."""
+    avals = program.input_avals
+    decision = data.decided("migrate", lambda samples: migrate.decide(program, samples.at(avals), recipe))
+    return migrate.apply(program, decision)
 
 
 def integer_passes(

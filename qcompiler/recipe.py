@@ -272,6 +272,8 @@ class Recipe:
       supergroups: rows of ops that are to be one integer op; where the regions say otherwise, the report does.
       precision: types chosen by data for the layers that no rule decides: a `Precision` (what to choose from, under
         which budget), or an `Assignment` of it or the path of its file, which are applied as they stand.
+      migrate: move channel scales between operands of products, from norms into weights above all, where it lowers the
+        products' error on the calibration data; None: no.
 
     Raises:
       RecipeError: a type that the backend has no integers for, or an unknown granularity, estimator or method.
@@ -299,6 +301,7 @@ class Recipe:
     )
     supergroups: tuple[Supergroup, ...] = ()
     precision: Any = dataclasses.field(default=None, hash=False)
+    migrate: bool | None = None
 
     def __post_init__(self) -> None:
         if self.precision is not None:
@@ -379,6 +382,11 @@ class Recipe:
     def equalizes(self) -> bool:
         """Whether the equalize pass runs."""
         return _granularity(self.granularity).channel_group is None if self.equalize is None else self.equalize
+
+    @property
+    def migrates(self) -> bool:
+        """Whether the migrate pass runs."""
+        return bool(self.migrate)
 
 
 #: The LiteRT 8-bit rules: every activation in 8 bits, affine per tensor; weights per channel, symmetric, [-127, 127].
