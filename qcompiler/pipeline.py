@@ -1,15 +1,14 @@
 """The order of the passes, and the manager that runs, verifies, times and dumps each.
 
-trace → simplify → fold_norms → equalize → absorb_bias → partition → observe           (float; `float_passes`)
-      → assign_precision → insert_qdq → (round_weights → correct_bias) → fuse → fold_zero_points → lower
-                                                                                  (integers; `integer_passes`)
+trace → simplify → fold_norms → equalize → (absorb_bias → migrate) → partition → observe    (float; `float_passes`)
+      → assign_precision → (choose_ranges) → insert_qdq → (round_weights → correct_bias) → fuse → fold_zero_points
+      → lower                                                                             (integers; `integer_passes`)
 
-Those in parentheses decide on samples, and run where the recipe asks for them; so do those of `data_passes` between.
+Those in parentheses decide on samples, and run where the recipe asks for them (`data_passes`).
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import tempfile
 import time
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qcompiler import ops, rounding, state
+from qcompiler import ops, state
 from qcompiler.backends import lax_int
 from qcompiler.data_passes import DATA_PASSES as DATA_PASSES
 from qcompiler.data_passes import Data as Data
@@ -31,11 +30,8 @@ from qcompiler.debug.report import PassRecord, sqnr_db
 from qcompiler.errors import QuantizationError, RecipeError, VerificationError
 from qcompiler.ir import Program, _compat, loops, replay, serialize
 from qcompiler.passes import (
-    absorb_bias,
     add_biases,
     assign_precision,
-    choose_scales,
-    correct_bias,
     equalize,
     fold_norms,
     fold_zero_points,
@@ -43,19 +39,15 @@ from qcompiler.passes import (
     insert_qdq,
     observe,
     partition,
-    round_weights,
     simplify,
 )
-from qcompiler.precision import decide
 from qcompiler.recipe import Recipe
-from qcompiler.samples import Samples
 
 #: Passes that a user can name, as functions of a program (and of a recipe where they need one).
 PASSES: dict[str, Callable[..., Program]] = {
     "simplify": lambda program, recipe: loops.everywhere(simplify.simplify, program),
     "fold_norms": lambda program, recipe: loops.everywhere(fold_norms.fold_norms, program),
     "equalize": lambda program, recipe: loops.everywhere(equalize.equalize, program),
-    "absorb_bias": lambda program, recipe: absorb_bias.absorb_bias(program, {}),
     "partition": lambda program, recipe: loops.everywhere(partition.partition, program),
     "observe": lambda program, recipe: loops.everywhere(observe.observe, program),
     "assign_precision": lambda program, recipe: assign_precision.assign_precision(
@@ -68,7 +60,7 @@ PASSES: dict[str, Callable[..., Program]] = {
     "fold_zero_points": lambda program, recipe: loops.everywhere(fold_zero_points.fold_zero_points, program),
     "lower": lambda program, recipe: lax_int.lower(program),
 }
-FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "absorb_bias", "partition", "observe")
+FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "partition", "observe")
 INTEGER_PASSES = ("assign_precision", "insert_qdq", "fuse", "fold_zero_points")
 
 #: Least agreement in dB with the program before, for passes that must keep the function. The same float ops run op by
@@ -80,6 +72,7 @@ _KEEPS_DB = {
     "fold_norms": 80.0,
     "equalize": 80.0,
     "absorb_bias": 80.0,
+    "migrate": 80.0,
     "partition": float("inf"),
     "add_biases": float("inf"),
 }
@@ -301,6 +294,8 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
         return f"{len(notes['equalized']['links'])} links"
     if name == "absorb_bias":
         return f"{len(notes['absorbed'])} biases"
+    if name == "migrate":
+        return f"{len(notes['migrated'])} places"
     if name == "partition":
         regions = sum(e.primitive is ops.region_p for e in after.eqns)
         return f"{regions} regions, {len(notes['islands'])} islands"
@@ -335,21 +330,40 @@ def retracing_manager() -> PassManager:
     return PassManager("types", dumper=Dumper(environment=False))
 
 
-def _assigned(program: Program, recipe: Recipe, data: Data) -> Program:
-    """`assign_precision` with what is decided by data where no rule says anything."""
-    decided = data.decided("assign_precision", lambda samples: decide.assignment_of(program, recipe, samples))
-    return assign_precision.assign_precision(program, recipe, decided.rules())
+class _Row:
+    """Runs passes one behind the other, each with those behind it that decide by data and that the recipe wants.
+
+    Attributes:
+      found: name of a pass -> the program after it.
+    """
+
+    def __init__(self, manager: PassManager, recipe: Recipe, data: Data | None, found: Mapping[str, Program]) -> None:
+        self._manager, self._recipe, self._data = manager, recipe, data or Data()
+        self._wanted = [p for p in DATA_PASSES if p.wanted(recipe)]
+        self.found = dict(found)
+
+    def run(self, name: str, program: Program) -> Program:
+        """The program after a pass of the pipeline, as the recipe or a decision has it."""
+        decided = next((p for p in self._wanted if p.name == name), None)
+        apply = self._recipe if decided is None else decided.on(self._recipe, self._data, self.found)
+        self.found[name] = self._manager.run(name, program, apply)
+        return self.behind(name, self.found[name])
+
+    def behind(self, name: str, program: Program) -> Program:
+        """The program after the passes that follow the one of that name."""
+        for data_pass in self._wanted:
+            if data_pass.behind == name:
+                apply = data_pass.on(self._recipe, self._data, self.found)
+                program = self.found[data_pass.name] = self._manager.run(data_pass.name, program, apply)
+        return program
 
 
 def float_passes(manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None) -> Program:
     """From the traced program to one with observers."""
-    data = data or Data()
+    row = _Row(manager, recipe, data, {})
     for name in FLOAT_PASSES:
-        if name == "absorb_bias" and recipe.equalizes:
-            decision = data.decided(name, functools.partial(absorb_bias.decide, program))
-            program = manager.run(name, program, functools.partial(absorb_bias.absorb_bias, decision=decision))
-        elif name not in ("equalize", "absorb_bias") or recipe.equalizes:
-            program = manager.run(name, program, recipe)
+        runs = name != "equalize" or recipe.equalizes
+        program = row.run(name, program) if runs else row.behind(name, program)
     return program
 
 
@@ -357,62 +371,14 @@ def integer_passes(
     manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None
 ) -> dict[str, Program]:
     """From the calibrated program to the one that is ready to lower; pass name -> program after it."""
-    data = data or Data()
     if recipe.bias_correction is not None:
         program = manager.run("add_biases", program, add_biases.add_biases)
-    found = {}
-    calibrated = program
+    row = _Row(manager, recipe, data, {"observe": program})
     for name in INTEGER_PASSES:
-        apply: Any = recipe
-        if name == "assign_precision" and recipe.precision is not None:
-            apply = lambda before: _assigned(observe.without_observers(before), recipe, data)
-        if name == "insert_qdq":
-            apply = _with_chosen_scales(program, recipe, data)
-        program = found[name] = manager.run(name, program, apply)
-        for data_pass in DATA_PASSES:
-            if data_pass.behind == name and data_pass.wanted(recipe):
-                run = data_pass.on(recipe, data, calibrated)
-                program = found[data_pass.name] = manager.run(data_pass.name, program, run)
-        if name == "insert_qdq":
-            program = _tuned(manager, found, recipe, data)
-    manager.check_integers(found["fuse"], found["fold_zero_points"])
-    return found
-
-
-def _with_chosen_scales(program: Program, recipe: Recipe, data: Data) -> Callable[[Program], Program] | Recipe:
-    """The pass `insert_qdq` at the scales of weights that samples decide, or at those of the recipe."""
-    options = rounding.scales_of(rounding.named(recipe.rounding))
-    if options is None:
-        return recipe
-
-    def decide(samples: Samples) -> choose_scales.Decision:
-        plain = PASSES["insert_qdq"](program, recipe)
-        return choose_scales.decide(program, plain, options.of(samples, plain), options)
-
-    def apply(before: Program) -> Program:
-        chosen = data.decided("choose_scales", decide)
-        insert = lambda part: insert_qdq.insert_qdq(part, recipe.estimator_for, chosen.fractions)
-        note = {region: {"largest": a, "chosen": b} for region, (a, b) in chosen.errors.items()}
-        return loops.everywhere(insert, before).note("scaled", note).note("left_unscaled", dict(chosen.left))
-
-    return apply
-
-
-def _tuned(manager: PassManager, found: dict[str, Program], recipe: Recipe, data: Data) -> Program:
-    """The program with QDQ pairs after the passes that tune it to samples, each of which is added to `found`."""
-    real, program = found["assign_precision"], found["insert_qdq"]
-    method = recipe.rounding
-    if isinstance(method, rounding.AdaRound | rounding.GPTQ):
-        options, before = method, program
-        decide = lambda samples: round_weights.decide(real, before, options.of(samples, before), options)
-        apply = lambda p: round_weights.apply(p, data.decided("round_weights", decide))
-        program = found["round_weights"] = manager.run("round_weights", program, apply)
-    if recipe.bias_correction is not None:
-        rounded, by = program, recipe.bias_correction
-        measure = lambda samples: correct_bias.decide(real, rounded, samples.at(real.input_avals), by)
-        shift = lambda p: correct_bias.apply(p, data.decided("correct_bias", measure))
-        program = found["correct_bias"] = manager.run("correct_bias", program, shift)
-    return program
+        program = row.run(name, program)
+    manager.check_integers(row.found["fuse"], row.found["fold_zero_points"])
+    del row.found["observe"]
+    return row.found
 
 
 def simulation(found: Mapping[str, Program]) -> Program:

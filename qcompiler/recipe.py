@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler import range_choice as range_choices
+from qcompiler import rounding as roundings
 from qcompiler.errors import RecipeError
 from qcompiler.ir.patterns import matches
 from qcompiler.numerics.encoding import Encoding
@@ -25,8 +26,6 @@ from qcompiler.numerics.types import (
     WEIGHT,
     QuantType,
 )
-from qcompiler.rounding import Rounding
-from qcompiler.rounding import named as named_rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,6 +271,8 @@ class Recipe:
       supergroups: rows of ops that are to be one integer op; where the regions say otherwise, the report does.
       precision: types chosen by data for the layers that no rule decides: a `Precision` (what to choose from, under
         which budget), or an `Assignment` of it or the path of its file, which are applied as they stand.
+      migrate: move channel scales between operands of products, from norms into weights above all, where it lowers the
+        products' error on the calibration data; None: no.
 
     Raises:
       RecipeError: a type that the backend has no integers for, or an unknown granularity, estimator or method.
@@ -291,7 +292,7 @@ class Recipe:
     activation_sqnr: float | None = 24.0
     pair_sqnr: float | None = 35.0
     equalize: bool | None = None
-    rounding: str | Rounding | None = "nearest"
+    rounding: str | roundings.Rounding | None = "nearest"
     bias_correction: str | None = None
     rules: tuple[Rule, ...] = ()
     encodings: Mapping[str | re.Pattern[str], Encoding | QuantType] = dataclasses.field(
@@ -299,6 +300,7 @@ class Recipe:
     )
     supergroups: tuple[Supergroup, ...] = ()
     precision: Any = dataclasses.field(default=None, hash=False)
+    migrate: bool | None = None
 
     def __post_init__(self) -> None:
         if self.precision is not None:
@@ -309,7 +311,7 @@ class Recipe:
         for role in MOST_BITS:
             _check_type(role, f"{role} type", getattr(self, role))
         object.__setattr__(self, "granularity", _granularity(self.granularity))
-        object.__setattr__(self, "rounding", named_rounding(self.rounding))
+        object.__setattr__(self, "rounding", roundings.named(self.rounding))
         if self.bias_correction not in (None, "empirical", "analytic"):
             raise RecipeError(
                 f"unknown bias_correction {self.bias_correction!r}; known: 'analytic', 'empirical', or None for none"
@@ -371,6 +373,11 @@ class Recipe:
         return recipe_files.load(path)
 
     @property
+    def rounding_method(self) -> Any:
+        """How weights are rounded: a `rounding.Rounding`, or None for the nearest codes."""
+        return roundings.named(self.rounding)
+
+    @property
     def range_choice(self) -> range_choices.OutputError | range_choices.Tiers:
         """How ranges are chosen, where the recipe has a way."""
         return range_choices.named(self.ranges) or range_choices.OutputError()
@@ -379,6 +386,11 @@ class Recipe:
     def equalizes(self) -> bool:
         """Whether the equalize pass runs."""
         return _granularity(self.granularity).channel_group is None if self.equalize is None else self.equalize
+
+    @property
+    def migrates(self) -> bool:
+        """Whether the migrate pass runs."""
+        return bool(self.migrate)
 
 
 #: The LiteRT 8-bit rules: every activation in 8 bits, affine per tensor; weights per channel, symmetric, [-127, 127].

@@ -247,7 +247,8 @@ class Calibrated(_Stage):
         """Assigns types, inserts QDQ pairs, and fuses them away.
 
         Args:
-          recipe: in place of the one given to `trace`; it must agree with it on equalization, which came before.
+          recipe: in place of the one given to `trace`; it must agree with it on equalization and migration, which came
+            before.
           strict: refuse a model of which anything stays float; globs of primitives and module paths that may.
 
         Raises:
@@ -255,7 +256,7 @@ class Calibrated(_Stage):
           RecipeError: `strict` is no truth value and no globs.
         """
         chosen = self._recipe if recipe is None else recipes.named(recipe)
-        if chosen.equalizes != self._recipe.equalizes:
+        if (chosen.equalizes, chosen.migrates) != (self._recipe.equalizes, self._recipe.migrates):
             raise RecipeError("equalization comes before calibration: pass this recipe to qc.trace instead")
         allowed = _globs(strict)
         if allowed is not None:
