@@ -110,7 +110,8 @@ def _spread(seconds: Sequence[float]) -> float:
 def _shape_of(layer: Layer) -> Hashable:
     """What two layers have alike that take the same time: body, shapes and roles."""
     body = _compat.open_jaxpr(layer.eqn.params["body"])
-    shapes = tuple((v.aval.shape, str(v.aval.dtype)) for v in (*body.invars, *body.outvars))
+    avals: list[Any] = [v.aval for v in (*body.invars, *body.outvars)]
+    shapes = tuple((aval.shape, str(aval.dtype)) for aval in avals)
     return str(body), shapes, layer.eqn.params["roles"]
 
 
@@ -140,10 +141,11 @@ def alone(layer: Layer, candidate: Candidate, recipe: Any) -> Program:
         observed = part.ids[_regions.behind_views(part, var)]
         if observed in stats:
             stats[f"input:{name}"] = stats[observed]
+    avals: list[Any] = [v.aval for v in inputs]
     program = build(
         make,
         {name: constants.value(v) for v, name in fixed.items()},
-        [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs],
+        avals,
         Signature(*trees, names),
         stats=stats,
         stage="partition",
