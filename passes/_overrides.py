@@ -91,6 +91,27 @@ class Overrides:
                 )
         return qtype
 
+    def tie(self, before: str, after: str, read: QuantType, given: QuantType | None) -> None:
+        """Gives state, before a call and after it, one encoding.
+
+        Args:
+          before, after: ids of the values.
+          read: type in which the call reads it.
+          given: type in which the call gives it.
+
+        Raises:
+          RecipeError: the recipe gives the two different ones.
+        """
+        for one, other in ((before, after), (after, before)):
+            for key, encoding in list(self.values.items()):
+                name, _, which = key.rpartition("@")
+                if name == one and not _same(self.values.setdefault(f"{other}@{which}", encoding), encoding):
+                    given = None
+        if given != read:
+            raise RecipeError(
+                f"{before} and {after} are one state, in one encoding: give both the same, or one of them"
+            )
+
     def weight(
         self,
         name: str,

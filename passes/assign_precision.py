@@ -102,6 +102,11 @@ def _assigned(program: Program, recipe: Any, by_data: Mapping[str, Any], overrid
         outputs[j] = outputs[j] and _read_as(program, program.outvars[j], types, recipe)
     stored = lambda var, wanted: overrides.value(program.ids[_owner(program, var, types)], wanted, "stored")
     outputs = [t and stored(v, t) for v, t in zip(program.outvars, outputs, strict=True)]
+    for k, j in state.pairs_of(program):
+        if outputs[j] is not None:
+            ends = program.input_vars[k], program.outvars[j]
+            before, after = (program.ids[_owner(program, v, types)] for v in ends)
+            overrides.tie(before, after, _read_as(program, program.outvars[j], types, recipe), outputs[j])
     owners = {_owner(program, v, types): v for v in program.ids if classes.is_float(v) and v not in constants}
     retyped = {program.ids[o]: stored(v, recipe.stream) for o, v in owners.items()}
     program = program.note("types", types).note("output_types", outputs)

@@ -315,13 +315,16 @@ class _Inserter:
         """Raises scales of channels next to zero whose product with the input's would underflow float32."""
         position, anchor = _regions.weight_position(eqn), _regions.anchor_of(eqn)
         factors = [scales[_regions.operand_index(eqn, v)].astype(np.float64) for v in _regions.anchored(anchor)]
-        if np.prod([f.max() for f in factors if f.size]) < types.SMALLEST_NORMAL:
+        k = None if position is None else _regions.operand_index(eqn, anchor.invars[position])
+        given = k is not None and isinstance(self.given_weight(eqn, k), Encoding)
+        # Scales that are given are not raised.
+        extreme = np.min if given else np.max
+        if np.prod([extreme(f) for f in factors if f.size]) < types.SMALLEST_NORMAL:
             raise QuantizationError(
                 f"{identity.describe(eqn)} ({eqn.params['id']}): the scales of its operands multiply to less than any "
                 "float32 number; rescale the layer, or keep it in float by a qc.Rule"
             )
-        k = None if position is None else _regions.operand_index(eqn, anchor.invars[position])
-        if k is not None and not isinstance(self.given_weight(eqn, k), Encoding):
+        if k is not None and not given:
             least = 2 * types.SMALLEST_NORMAL / factors[1 - position]
             scales[k] = np.maximum(scales[k], least).astype(np.float32)
 

@@ -194,6 +194,12 @@ def test_ranges_and_encodings_that_cannot_be(make, parts):
         make()
 
 
+def test_given_scales_whose_product_is_no_float32_number():
+    tiny = lambda **options: qc.Encoding(qc.QuantType(8, **options), np.float32(2.0**-80), np.int32(0))
+    with refused(qc.QuantizationError, "first/dot_general#0", "multiply to less than any float32 number"):
+        quantize(recipe=qc.Recipe(encodings={"w": tiny(symmetric=True), "input:x": tiny()}))
+
+
 def test_types_by_name():
     recipe = qc.Recipe(encodings={"w": FOUR, "first/*": qc.QuantType(16, symmetric=True)})
     assert list(types_of(quantize(recipe=recipe)).values()) == [[8, 4, 32], [16, 8]]

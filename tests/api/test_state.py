@@ -138,3 +138,34 @@ def test_calls_take_codes(decoder, batches):
         decoder(*batches[1])
     with pytest.raises(SignatureError, match="there is no state kv; state is cache"):
         decoder.init_state(kv=batches[1][1])
+
+
+def _mixing(params, h, x):
+    h = jnp.tanh(0.5 * h @ params["w"] + x)
+    return h @ params["v"], h
+
+
+_CODE = qc.Encoding(qc.QuantType(8), np.float32(2 / 255), np.int32(0))
+
+
+@pytest.mark.parametrize("ends", [("input:h",), ("tanh#0",), ("input:h", "tanh#0")], ids=" ".join)
+def test_an_encoding_given_to_either_end_of_state_is_that_of_both(ends):
+    params = {"w": normal(8, 8), "v": normal(8, 4, seed=1)}
+    h, x = np.tanh(normal(3, 8, seed=2)), normal(3, 8, seed=3)
+    recipe = qc.Recipe(encodings=dict.fromkeys(ends, _CODE))
+    qmodel = qc.quantize(_mixing, [(h, x)], params=params, state={"h": 1}, recipe=recipe, verify="types")
+    assert qmodel.state_encodings["h"].scale == np.float32(2 / 255)
+    codes, float_h = qmodel.init_state(h=h)["h"], h
+    for _ in range(3):
+        _, float_h = _mixing(params, float_h, x)
+        _, codes = qmodel(codes, x)
+        # Codes of 1/127: what three rounds of them lose.
+        assert np.max(np.abs(qmodel.state_encodings["h"].dequantize(codes) - float_h)) < 0.1
+
+
+def test_two_encodings_for_the_ends_of_state():
+    params = {"w": normal(8, 8), "v": normal(8, 4, seed=1)}
+    other = qc.Encoding(qc.QuantType(8), np.float32(1 / 255), np.int32(0))
+    recipe = qc.Recipe(encodings={"input:h": _CODE, "tanh#0": other})
+    with pytest.raises(RecipeError, match="input:h and tanh#0 are one state"):
+        qc.quantize(_mixing, [(normal(3, 8), normal(3, 8))], params=params, state={"h": 1}, recipe=recipe)
