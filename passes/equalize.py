@@ -1,169 +1,146 @@
-"""Cross-layer equalization: moves channel scales between a product and the next one, so that both quantize well.
+"""Cross-layer equalization: moves channel scales between products, so that their weights quantize well.
 
-    max(x @ W1 + b1, 0) @ W2      ->      max(x @ (W1 / s) + b1 / s, 0) @ (s * W2)      s = sqrt(range(W1) / range(W2))
+    min(max(x @ W1 + b1, 0), 6) @ W2    ->    min(max(x @ (W1 / s) + b1 / s, 0), 6 / s) @ (s * W2)    s = sqrt(r1 / r2)
 
-Exact through ReLU and straight links, because max(x / s, 0) * s = max(x, 0) for s > 0 (Nagel et al. 2019, "Data-free
-quantization through weight equalization and bias correction", eq. 7 to 11). Pairs share layers, so it is repeated until
-nothing moves. Outputs agree to float32 rounding. It matters for weights quantized per tensor.
+Exact, because what stands between commutes with a positive factor per channel, or has a constant that is divided by it
+(Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.1). Which
+factors may move is found by a walk over the program (`_channel_walk`, with a rule per primitive in `_channel_rules`):
+through rectifiers, pools, pads, reshapes and sums. Depthwise convs read and write channels of their own; the weights
+that write and read a residual stream share its factors. How far they move is `_balance`'s part. Outputs agree to
+float32 rounding. It matters for weights quantized per tensor.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax import lax
 
-from qcompiler.ir import _compat, classes, contraction
-from qcompiler.ir.constants import Constants
-from qcompiler.ir.program import Program, rewrite
-
-_SWEEPS = 20
-_SETTLED = 1e-3
-#: Of the largest range of a weight: int8 cannot show both.
-_NEXT_TO_ZERO = 2.0**-16
-
-
-@dataclasses.dataclass
-class _Pair:
-    """Two weights that share a channel, by name, with the dimension it is in each; and the biases between them."""
-
-    first: str
-    first_dim: int
-    second: str
-    second_dim: int
-    biases: list[tuple[str, int]]
+from qcompiler.errors import QuantizationError
+from qcompiler.ir import _compat, identity
+from qcompiler.ir.program import Builder, Program, rewrite
+from qcompiler.passes._balance import WeightGroups, balance
+from qcompiler.passes._channel_walk import Site, Walk
 
 
 def equalize(program: Program) -> Program:
-    """See the module's docstring. Notes `equalized`: pairs of weight names, with the largest factor, up or down."""
-    constants = Constants(program)
-    pairs = [p for eqn in program.eqns if (p := _pair_behind(program, constants, eqn)) is not None]
-    arrays: dict[str, np.ndarray] = {}
-    for pair in pairs:
-        for name in (pair.first, pair.second, *(b for b, _ in pair.biases)):
-            arrays[name] = np.asarray(program.weights[name]).astype(np.float64)
-    totals: list[Any] = [1.0] * len(pairs)
-    for _ in range(_SWEEPS if pairs else 0):
-        moved = 0.0
-        for k, pair in enumerate(pairs):
-            scale = _scale(arrays[pair.first], pair.first_dim, arrays[pair.second], pair.second_dim)
-            arrays[pair.first] = arrays[pair.first] / _along(scale, pair.first_dim, arrays[pair.first].ndim)
-            arrays[pair.second] = arrays[pair.second] * _along(scale, pair.second_dim, arrays[pair.second].ndim)
-            for name, dim in pair.biases:
-                arrays[name] = arrays[name] / _along(scale, dim, arrays[name].ndim)
-            totals[k] = totals[k] * scale
-            moved = max(moved, _spread(scale))
-        if moved < _SETTLED:
-            break
-    updates = {n: a.astype(program.weights[n].dtype) for n, a in arrays.items()}
-    note = [
-        {"first": p.first, "second": p.second, "largest_scale": float(np.exp(_spread(s)))}
-        for p, s in zip(pairs, totals, strict=True)
-    ]
-    equalized = rewrite(program, lambda *_: None, stage="equalize", weights=updates).note("equalized", note)
-    return equalized.note("norms", _norms_kept(program, {p.first for p in pairs}))
+    """See the module's docstring.
 
-
-def _norms_kept(program: Program, rescaled: set[str]) -> dict[str, Any]:
-    """What `fold_norms` noted of products whose result still has that distribution."""
-    names = program.weight_of
-    moved = {
-        program.ids[eqn.outvars[0]]
-        for eqn in program.eqns
-        if any(isinstance(v, _compat.Var) and names.get(v) in rescaled for v in eqn.invars)
-    }
-    return {key: norm for key, norm in program.notes.get("norms", {}).items() if key not in moved}
-
-
-def _scale(first: np.ndarray, first_dim: int, second: np.ndarray, second_dim: int) -> np.ndarray:
-    """sqrt(r1 / r2) per channel; 1 where a channel is next to zero in either weight, which has no range to equalize.
-
-    Its bias is all that such a channel computes, and would grow with the weights until it is the whole tensor's range.
+    Notes `equalized`: `links`, weights that share channels (names of those that write and that read them, how many
+    channels, the largest factor, up or down), and `pinned`, name of a weight -> why output channels of it stay.
+    Norms that `fold_norms` noted are divided with the results that they describe.
     """
-    ranges = [
-        np.abs(w).max(axis=tuple(d for d in range(w.ndim) if d != dim), initial=0.0)
-        for w, dim in ((first, first_dim), (second, second_dim))
-    ]
-    dead = np.logical_or(*(r <= _NEXT_TO_ZERO * r.max(initial=0.0) for r in ranges))
-    return np.sqrt(np.where(dead, 1.0, ranges[0]) / np.where(dead, 1.0, ranges[1]))
+    walk = Walk(program)
+    factors = _factors(walk)
+    updates, added = _divided_constants(walk, factors)
 
-
-def _spread(scale: Any) -> float:
-    return float(np.max(np.abs(np.log(scale)), initial=0.0))
-
-
-def _along(scale: np.ndarray, dim: int, rank: int) -> np.ndarray:
-    return scale.reshape([-1 if d == dim else 1 for d in range(rank)])
-
-
-def _pair_behind(program: Program, constants: Constants, eqn: _compat.JaxprEqn) -> _Pair | None:
-    """The pair that starts at a product, or None: every link must be read once, every weight used once."""
-    first = _weight_of(program, constants, eqn)
-    if first is None:
-        return None
-    position, name = first
-    dims = contraction.weight_dims(eqn, position)
-    biases: list[tuple[str, int]] = []
-    var = eqn.outvars[0]
-    while program.use_count(var) == 1 and program.users.get(var):
-        user, where = program.users[var][0]
-        second = _weight_of(program, constants, user)
-        if second is not None:
-            return _close(program, eqn, name, dims, biases, user, where, second)
-        if not _passes_scale(program, constants, user, where, biases):
+    def rule(builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
+        if id(eqn) not in added:
             return None
-        var = user.outvars[0]
-    return None
+        for position, (name, array) in added[id(eqn)].items():
+            values[position] = builder.weight(name, array)
+        if eqn.primitive.name == "clamp":
+            # Its bounds are numbers, or as large as what they bound.
+            low, x, high = values
+            return [lax.min_p.bind(lax.max_p.bind(x, low), high)]
+        return _compat.bind(eqn, values)
+
+    equalized = rewrite(program, rule, stage="equalize", weights=updates)
+    note = {"links": _links(walk, factors), "pinned": _pinned(walk)}
+    return equalized.note("equalized", note).note("norms", _divided_norms(walk, factors))
 
 
-def _weight_of(program: Program, constants: Constants, eqn: _compat.JaxprEqn) -> tuple[int, str] | None:
-    """(operand position, name) of the weight of a product with one constant operand that nothing else reads."""
-    if eqn.primitive.name not in classes.PRODUCT or eqn.params.get("feature_group_count", 1) != 1:
+def _factors(walk: Walk) -> np.ndarray:
+    """The factor of each group, whatever it is tied to."""
+    program, groups = walk.program, walk.groups
+    everything = groups.roots(np.arange(len(groups)))
+    free = ~groups.is_pinned(everything)
+    weights = []
+    for name, sites in walk.products.items():
+        outside, inside = groups.roots(sites[0].outside), groups.roots(sites[0].inside)
+        if free[outside].any() or free[inside].any():
+            magnitude = np.abs(np.asarray(program.weights[name]).astype(np.float64))
+            alone = tuple(d for d in range(magnitude.ndim) if outside.shape[d] == inside.shape[d] == 1)
+            with np.errstate(divide="ignore"):
+                logs = np.log(magnitude.max(axis=alone, keepdims=True, initial=0.0))
+            weights.append(WeightGroups(logs, outside, inside))
+    bias = np.zeros(len(groups))
+    for site in walk.numbers:
+        if site.eqn.primitive.name in ("add", "sub"):
+            held = np.abs(np.asarray(walk.constants.value(site.eqn.invars[site.position])).astype(np.float64))
+            held, own = np.broadcast_arrays(held, groups.roots(site.outside))
+            np.maximum.at(bias, own, held)
+    return balance(weights, free, bias)[everything]
+
+
+def _divided_constants(
+    walk: Walk, factors: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[int, dict[int, tuple[str, np.ndarray]]]]:
+    """The weights that change: in their place, by name; and as new ones, per equation and operand, with their names."""
+    program, names = walk.program, walk.program.weight_of
+    updates: dict[str, np.ndarray] = {}
+    added: dict[int, dict[int, tuple[str, np.ndarray]]] = {}
+    for name, sites in walk.products.items():
+        if (array := _divided(walk, sites[0], factors)) is not None:
+            updates[name] = array
+    for site in walk.numbers:
+        array = _divided(walk, site, factors)
+        if array is None:
+            continue
+        atom = site.eqn.invars[site.position]
+        name = names.get(atom) if isinstance(atom, _compat.Var) else None
+        if name is not None and program.use_count(atom) == 1 and array.shape == atom.aval.shape:
+            updates[name] = array
+        else:
+            name = f"{program.ids[site.eqn.outvars[0]]}:{site.position}:equalized"
+            added.setdefault(id(site.eqn), {})[site.position] = (name, array)
+    return updates, added
+
+
+def _divided(walk: Walk, site: Site, factors: np.ndarray) -> np.ndarray | None:
+    """A constant with the factors in it; None if they are 1."""
+    by = factors[site.outside] / (1.0 if site.inside is None else factors[site.inside])
+    if np.all(by == 1.0):
         return None
-    held = [k for k in (0, 1) if eqn.invars[k] in constants]
-    if len(held) != 1 or (eqn.primitive.name == "conv_general_dilated" and held != [1]):
-        return None
-    var = eqn.invars[held[0]]
-    name = program.weight_of.get(var) if isinstance(var, _compat.Var) and var.aval.dtype.itemsize >= 4 else None
-    return None if name is None or program.use_count(eqn.invars[held[0]]) != 1 else (held[0], name)
+    held = np.asarray(walk.constants.value(site.eqn.invars[site.position]))
+    array = (held.astype(np.float64) / by).astype(held.dtype)
+    if np.isfinite(held).all() and not np.isfinite(array).all():
+        raise QuantizationError(
+            f"equalization overflows a constant of {identity.describe(site.eqn)}: recipe equalize=False"
+        )
+    return array
 
 
-def _passes_scale(program: Program, constants: Constants, eqn: _compat.JaxprEqn, where: int, biases: list[Any]) -> bool:
-    """Whether f(x / s) = f(x) / s with s along the channel, once the bias collected here is divided too."""
-    if eqn.primitive.name == "max":
-        number = constants.uniform(eqn.invars[1 - where])
-        return number is not None and float(number) == 0.0
-    other = eqn.invars[1 - where] if len(eqn.invars) == 2 else None
-    if eqn.primitive.name == "add" and isinstance(other, _compat.Var) and other in program.weight_of:
-        big = [d for d, n in enumerate(other.aval.shape) if n > 1]
-        if program.use_count(other) == 1 and len(big) == 1 and other.aval.ndim == eqn.outvars[0].aval.ndim:
-            biases.append((program.weight_of[other], big[0]))
-            return True
-        return not np.any(program.weights[program.weight_of[other]])
-    return False
+def _links(walk: Walk, factors: np.ndarray) -> list[dict[str, Any]]:
+    """What moved, in the order of the program: one entry for channels that the same weights write."""
+    found: dict[bytes, dict[str, Any]] = {}
+    reads = {name: np.unique(walk.groups.roots(sites[0].inside)) for name, sites in walk.products.items()}
+    for name, sites in walk.products.items():
+        outside = np.unique(walk.groups.roots(sites[0].outside))
+        own = outside[~walk.groups.is_pinned(outside)]
+        if not own.size:
+            continue
+        readers = [n for n, inside in reads.items() if np.isin(inside, own).any()]
+        largest = float(np.exp(np.max(np.abs(np.log(factors[own])))))
+        entry = {"writers": [], "readers": readers, "channels": len(own), "largest_factor": largest}
+        found.setdefault(own.tobytes(), entry)["writers"].append(name)
+    return list(found.values())
 
 
-def _close(
-    program: Program,
-    eqn: _compat.JaxprEqn,
-    name: str,
-    dims: dict[int, int],
-    biases: list[tuple[str, int]],
-    user: _compat.JaxprEqn,
-    where: int,
-    second: tuple[int, str],
-) -> _Pair | None:
-    """The pair, if the channel that the second product contracts is one that the first weight makes."""
-    position, second_name = second
-    if user.primitive.name == "conv_general_dilated":
-        numbers = user.params["dimension_numbers"]
-        channel, second_dim = numbers.lhs_spec[1], numbers.rhs_spec[1]
-    else:
-        contract = user.params["dimension_numbers"][0]
-        if len(contract[where]) != 1:
-            return None
-        channel, second_dim = contract[where][0], contract[position][0]
-    if channel not in dims or any(dim != channel for _, dim in biases) or name == second_name:
-        return None
-    return _Pair(name, dims[channel], second_name, second_dim, biases)
+def _pinned(walk: Walk) -> dict[str, str]:
+    reasons = {name: walk.groups.why_pinned(sites[0].outside) for name, sites in walk.products.items()}
+    return {name: "; ".join(why) for name, why in reasons.items() if why}
+
+
+def _divided_norms(walk: Walk, factors: np.ndarray) -> dict[str, Any]:
+    """What `fold_norms` noted of products, of their divided results."""
+    norms = dict(walk.program.notes.get("norms", {}))
+    for sites in walk.products.values():
+        for site in sites:
+            var = site.eqn.outvars[0]
+            if (norm := norms.get(walk.program.ids[var])) is not None:
+                by = factors[walk.of[var]]
+                norms[walk.program.ids[var]] = {key: (np.asarray(norm[key]) / by).tolist() for key in norm}
+    return norms

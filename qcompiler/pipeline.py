@@ -294,7 +294,7 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
     """The pass's effect in a few words."""
     notes = after.notes
     if name == "equalize":
-        return f"{len(notes['equalized'])} pairs"
+        return f"{len(notes['equalized']['links'])} links"
     if name == "partition":
         regions = sum(e.primitive is ops.region_p for e in after.eqns)
         return f"{regions} regions, {len(notes['islands'])} islands"
