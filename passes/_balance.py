@@ -3,10 +3,10 @@
     ranges r1 / s where a channel is written, r2 * s where it is read        ->      s = sqrt(r1 / r2): both sqrt(r1 r2)
 
 A weight that is quantized with one scale loses a channel whose range is far below the largest, and all that matters is
-how a range compares with the others of its weight. So ranges count relative to their weight's (geometric) mean, and
-several weights that write a channel, or read it, count as one, by the largest. Of two weights that share their channels
-both become sqrt(r1 r2) (Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction",
-eq. 9 to 11), of a depthwise one between two others all three (r1 r2 r3)^(1/3), and a residual stream is solved jointly.
+how a range compares with the others of its weight. So ranges count relative to their weight's median one, and several
+weights that write a channel, or read it, count as one, by the largest. Of two weights that share their channels both
+become sqrt(r1 r2) (Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", eq. 9
+to 11), of a depthwise one between two others all three (r1 r2 r3)^(1/3), and a residual stream is solved jointly.
 Weights have two dimensions of channels, so it is repeated until nothing moves. A rescaling of the channels beforehand
 changes nothing in the outcome.
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _SWEEPS = 50
-#: Half a percent of a range is a hundredth of an int8 step's worth of noise.
+#: Half a percent of a range is about half a step of int8.
 _SETTLED = 5e-3
 #: A channel computes little but its bias, if its weights are smaller beside it than usual, by this factor.
 _BIAS_ALONE = 16.0
@@ -72,11 +72,11 @@ class _Side:
         self._alone = tuple(d for d, n in enumerate(groups.shape) if n == 1)
 
     def ranges(self, logs: np.ndarray) -> np.ndarray:
-        """Per group of `groups`, the logarithm of its range over the weight's mean one; -inf for one of zeros."""
+        """Per group of `groups`, the logarithm of its range over the weight's median one; -inf for one of zeros."""
         scaled = self.weight.log_magnitude + logs[self.weight.inside] - logs[self.weight.outside]
         found = np.full(len(self.groups), -np.inf)
         np.maximum.at(found, self._inverse, scaled.max(axis=self._alone, initial=-np.inf).ravel())
-        return found - _mean(found)
+        return found - _usual(found)
 
 
 class _Block:
@@ -99,10 +99,10 @@ class _Block:
         for side, at, own in self._sides:
             if side.writes == writes:
                 ranges = side.ranges(logs)[own]
-                levels.append(_mean(ranges))
+                levels.append(_usual(ranges))
                 found[at] = np.maximum(found[at], ranges)
-        # The largest of several are above the mean, all alike.
-        return found - _mean(found) + float(np.mean(levels or 0.0))
+        # The largest of several are above the usual one, all alike.
+        return found - _usual(found) + float(np.mean(levels or 0.0))
 
 
 class _Factors:
@@ -146,11 +146,6 @@ class _Factors:
             groups = block.groups
             beside = block.ranges(self.logs, writes=True) - (self.bias[groups] - self.logs[groups])
             self.bias_alone[groups] = beside < _usual(beside) - np.log(_BIAS_ALONE)
-
-
-def _mean(logs: np.ndarray) -> float:
-    logs = logs[np.isfinite(logs)]
-    return float(logs.mean()) if logs.size else 0.0
 
 
 def _usual(logs: np.ndarray) -> float:

@@ -185,7 +185,7 @@ def test_what_a_pass_did_is_recorded(tmp_path):
     program = pipeline.float_passes(manager, _program(), Recipe(equalize=True))
     assert [r.name for r in manager.records] == ["trace", *pipeline.FLOAT_PASSES]
     changed = {r.name: r.changed for r in manager.records}
-    assert changed["partition"] == "3 regions, 0 islands" and changed["equalize"] == "0 pairs"
+    assert changed["partition"] == "3 regions, 0 islands" and changed["equalize"] == "0 links"
     assert changed["observe"] == "4 values observed" and all(r.seconds >= 0 for r in manager.records)
     assert program.stage == "observe"
 
