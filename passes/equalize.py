@@ -12,17 +12,16 @@ float32 rounding. It matters for weights quantized per tensor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jax import lax
 
 from qcompiler.errors import QuantizationError
-from qcompiler.ir import _compat, identity
-from qcompiler.ir.program import Builder, Program, rewrite
+from qcompiler.ir import identity
+from qcompiler.ir.program import Program
 from qcompiler.passes._balance import WeightGroups, balance
 from qcompiler.passes._channel_walk import Site, Walk
+from qcompiler.passes._replaced import with_constants
 
 
 def equalize(program: Program) -> Program:
@@ -34,20 +33,14 @@ def equalize(program: Program) -> Program:
     """
     walk = Walk(program)
     factors = _factors(walk)
-    updates, added = _divided_constants(walk, factors)
-
-    def rule(builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
-        if id(eqn) not in added:
-            return None
-        for position, (name, array) in added[id(eqn)].items():
-            values[position] = builder.weight(name, array)
-        if eqn.primitive.name == "clamp":
-            # Its bounds are numbers, or as large as what they bound.
-            low, x, high = values
-            return [lax.min_p.bind(lax.max_p.bind(x, low), high)]
-        return _compat.bind(eqn, values)
-
-    equalized = rewrite(program, rule, stage="equalize", weights=updates)
+    products = {name: _divided(walk, sites[0], factors) for name, sites in walk.products.items()}
+    numbers = [(site.eqn, site.position, _divided(walk, site, factors)) for site in walk.numbers]
+    equalized = with_constants(
+        program,
+        "equalize",
+        {name: array for name, array in products.items() if array is not None},
+        [(eqn, position, array) for eqn, position, array in numbers if array is not None],
+    )
     note = {"links": _links(walk, factors), "pinned": _pinned(walk)}
     return equalized.note("equalized", note).note("norms", _divided_norms(walk, factors))
 
@@ -73,30 +66,6 @@ def _factors(walk: Walk) -> np.ndarray:
             held, own = np.broadcast_arrays(held, groups.roots(site.outside))
             np.maximum.at(bias, own, held)
     return balance(weights, free, bias)[everything]
-
-
-def _divided_constants(
-    walk: Walk, factors: np.ndarray
-) -> tuple[dict[str, np.ndarray], dict[int, dict[int, tuple[str, np.ndarray]]]]:
-    """The weights that change: in their place, by name; and as new ones, per equation and operand, with their names."""
-    program, names = walk.program, walk.program.weight_of
-    updates: dict[str, np.ndarray] = {}
-    added: dict[int, dict[int, tuple[str, np.ndarray]]] = {}
-    for name, sites in walk.products.items():
-        if (array := _divided(walk, sites[0], factors)) is not None:
-            updates[name] = array
-    for site in walk.numbers:
-        array = _divided(walk, site, factors)
-        if array is None:
-            continue
-        atom = site.eqn.invars[site.position]
-        name = names.get(atom) if isinstance(atom, _compat.Var) else None
-        if name is not None and program.use_count(atom) == 1 and array.shape == atom.aval.shape:
-            updates[name] = array
-        else:
-            name = f"{program.ids[site.eqn.outvars[0]]}:{site.position}:equalized"
-            added.setdefault(id(site.eqn), {})[site.position] = (name, array)
-    return updates, added
 
 
 def _divided(walk: Walk, site: Site, factors: np.ndarray) -> np.ndarray | None:

@@ -175,7 +175,7 @@ class _Planner:
             links.insert(0, eqn)
             var = step[0]
             whole = self.compose(links)
-            if not (np.any(whole.shift) and _pads(anchor)) and _coarser(whole) <= _COARSER:
+            if not (np.any(whole.shift) and contraction.pads(anchor)) and _coarser(whole) <= _COARSER:
                 best = len(links), whole
         if best is None:
             return
@@ -206,13 +206,6 @@ class _Planner:
         names = (self.program.weight_of.get(v) for v in eqn.invars if isinstance(v, _compat.Var))
         found = next((self.deviations[n] for n in names if n in self.deviations), None)
         return None if found is None or eqn.primitive.name not in ("mul", "div") else np.asarray(found, np.float64)
-
-
-def _pads(anchor: _compat.JaxprEqn) -> bool:
-    """Whether zeros stand beside or between the elements that a conv reads."""
-    if anchor.primitive.name != "conv_general_dilated":
-        return False
-    return any(map(any, anchor.params["padding"])) or any(n > 1 for n in anchor.params["lhs_dilation"])
 
 
 def _coarser(whole: _Composed) -> float:

@@ -1,6 +1,6 @@
 """The order of the passes, and the manager that runs, verifies, times and dumps each.
 
-trace → simplify → fold_norms → equalize → partition → observe          (float; `float_passes`)
+trace → simplify → fold_norms → equalize → absorb_bias → partition → observe    (float; `float_passes`)
       → assign_precision → insert_qdq → (round_weights → correct_bias) → fuse → fold_zero_points → lower
                                                                          (integers; `integer_passes`)
 
@@ -9,6 +9,7 @@ Those in parentheses decide on samples, and run where the recipe asks for them; 
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import time
@@ -30,6 +31,7 @@ from qcompiler.debug.report import PassRecord, sqnr_db
 from qcompiler.errors import QuantizationError, RecipeError, VerificationError
 from qcompiler.ir import Program, _compat, loops, replay, serialize
 from qcompiler.passes import (
+    absorb_bias,
     add_biases,
     assign_precision,
     choose_scales,
@@ -53,6 +55,7 @@ PASSES: dict[str, Callable[..., Program]] = {
     "simplify": lambda program, recipe: loops.everywhere(simplify.simplify, program),
     "fold_norms": lambda program, recipe: loops.everywhere(fold_norms.fold_norms, program),
     "equalize": lambda program, recipe: loops.everywhere(equalize.equalize, program),
+    "absorb_bias": lambda program, recipe: absorb_bias.absorb_bias(program, {}),
     "partition": lambda program, recipe: loops.everywhere(partition.partition, program),
     "observe": lambda program, recipe: loops.everywhere(observe.observe, program),
     "assign_precision": lambda program, recipe: assign_precision.assign_precision(
@@ -65,7 +68,7 @@ PASSES: dict[str, Callable[..., Program]] = {
     "fold_zero_points": lambda program, recipe: loops.everywhere(fold_zero_points.fold_zero_points, program),
     "lower": lambda program, recipe: lax_int.lower(program),
 }
-FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "partition", "observe")
+FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "absorb_bias", "partition", "observe")
 INTEGER_PASSES = ("assign_precision", "insert_qdq", "fuse", "fold_zero_points")
 
 #: Least agreement in dB with the program before, for passes that must keep the function. The same float ops run op by
@@ -76,6 +79,7 @@ _KEEPS_DB = {
     "simplify": 100.0,
     "fold_norms": 80.0,
     "equalize": 80.0,
+    "absorb_bias": 80.0,
     "partition": float("inf"),
     "add_biases": float("inf"),
 }
@@ -295,6 +299,8 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
     notes = after.notes
     if name == "equalize":
         return f"{len(notes['equalized']['links'])} links"
+    if name == "absorb_bias":
+        return f"{len(notes['absorbed'])} biases"
     if name == "partition":
         regions = sum(e.primitive is ops.region_p for e in after.eqns)
         return f"{regions} regions, {len(notes['islands'])} islands"
@@ -339,7 +345,10 @@ def float_passes(manager: PassManager, program: Program, recipe: Recipe, data: D
     """From the traced program to one with observers."""
     data = data or Data()
     for name in FLOAT_PASSES:
-        if name != "equalize" or recipe.equalizes:
+        if name == "absorb_bias" and recipe.equalizes:
+            decision = data.decided(name, functools.partial(absorb_bias.decide, program))
+            program = manager.run(name, program, functools.partial(absorb_bias.absorb_bias, decision=decision))
+        elif name not in ("equalize", "absorb_bias") or recipe.equalizes:
             program = manager.run(name, program, recipe)
     return program
 

@@ -102,6 +102,13 @@ def on_result(array: np.ndarray, anchor: _compat.JaxprEqn, weight: int) -> np.nd
     return array.transpose(*rest, *order).reshape(shape)
 
 
+def pads(eqn: _compat.JaxprEqn) -> bool:
+    """Whether zeros stand beside or between the elements that a conv reads; False for a dot."""
+    if eqn.primitive.name != "conv_general_dilated":
+        return False
+    return any(map(any, eqn.params["padding"])) or any(n > 1 for n in eqn.params["lhs_dilation"])
+
+
 def depth(eqn: _compat.JaxprEqn) -> int:
     """The number of products behind one element of the result."""
     kernel = eqn.invars[1].aval.shape

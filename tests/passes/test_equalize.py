@@ -135,11 +135,9 @@ def test_factors_follow_their_channels_to_a_dense_layer(path):
     """The dense layer reads each channel in several rows, or several channels in one: its factor is theirs."""
     x = normal(2, 4, 4, 2)
     width = jax.eval_shape(PATHS[path], jax.ShapeDtypeStruct((2, 4, 4, 8), np.float32)).shape[-1]
-    weights = {
-        "first": normal(3, 3, 2, 8) * _spread(8),
-        "b": normal(8, seed=1) * _spread(8),
-        "dense": normal(width, 5, seed=2),
-    }
+    # Channels that a path joins are spread alike.
+    spread = np.tile(_spread(4), 2)
+    weights = {"first": normal(3, 3, 2, 8) * spread, "b": normal(8, seed=1) * spread, "dense": normal(width, 5, seed=2)}
     fun = lambda p, x: PATHS[path](jax.nn.relu(_conv(x, p["first"]) + p["b"])) @ p["dense"]
     before, after = _equalize(fun, weights, x)
     (found,) = _links(after)

@@ -258,12 +258,20 @@ def test_other_chains_say_nothing(chain):
     assert names(after)[0] == "dot_general" and not CHAIN & set(names(after)) and after.notes["norms"] == {}
 
 
-def test_equalization_drops_what_it_makes_untrue():
+def test_equalization_keeps_it_true():
     weights = {"w": normal(5, 8), "w2": normal(8, 3), "w3": normal(5, 8, seed=4), **norm_weights(8)}
 
     def fun(p, x):
         return jax.nn.relu(norm(p, x @ p["w"])) @ p["w2"], norm(p, x @ p["w3"])
 
     _, after = fold(fun, weights, normal(4, 5))
+    divided = equalize(after)
     assert set(after.notes["norms"]) == {"dot_general#0", "dot_general#2"}
-    assert set(equalize(after).notes["norms"]) == {"dot_general#2"}
+    assert divided.notes["norms"]["dot_general#2"] == after.notes["norms"]["dot_general#2"]
+    name = next(n for n in after.weights if n.startswith("w:folded"))
+    # One factor per column; the weight of the program is its float32 rounding.
+    factors = after.weights[name][0] / divided.weights[name][0]
+    for field in ("mean", "deviation"):
+        was, now = (np.ravel(program.notes["norms"]["dot_general#0"][field]) for program in (after, divided))
+        np.testing.assert_allclose(was / now, factors, rtol=1e-5)
+    assert np.ptp(factors) > 0.1
