@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qcompiler.passes._channel_walk import Walk
 
 Rule = Callable[["Walk", _compat.JaxprEqn], "np.ndarray | None"]
+_Passing = Callable[["Walk", _compat.JaxprEqn, np.ndarray], "np.ndarray | None"]
 RULES: dict[str, Rule] = {}
 
 
@@ -31,14 +32,28 @@ def _rule(*primitives: str) -> Callable[[Rule], Rule]:
     return register
 
 
-@_rule("copy", "copy_p", "name", "stop_gradient", "neg", "abs")
-def _same(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
-    return walk.of.get(eqn.invars[0])
+def _of_one(*primitives: str) -> Callable[[_Passing], _Passing]:
+    """Registers a rule for what is computed of operand 0; it is given the groups of that."""
+
+    def register(rule: _Passing) -> _Passing:
+        def of_operand(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
+            groups = walk.at(eqn.invars[0])
+            return None if groups is None else rule(walk, eqn, groups)
+
+        RULES.update(dict.fromkeys(primitives, of_operand))
+        return rule
+
+    return register
 
 
-@_rule("convert_element_type")
-def _cast(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
-    return walk.of.get(eqn.invars[0]) if classes.is_float(eqn.outvars[0]) else None
+@_of_one("copy", "copy_p", "name", "stop_gradient", "neg", "abs")
+def _same(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray | None:
+    return groups
+
+
+@_of_one("convert_element_type")
+def _cast(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray | None:
+    return groups if classes.is_float(eqn.outvars[0]) else None
 
 
 # Several values, or a value and a constant
@@ -53,7 +68,7 @@ def _joined(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
 @_rule("lt", "le", "gt", "ge", "eq", "ne")
 def _compared(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
     """Which of two values is larger does not change when both are divided."""
-    integers = any(v not in walk.of for k, v in enumerate(eqn.invars) if k in walk.activations(eqn))
+    integers = any(walk.at(eqn.invars[k]) is None for k in walk.activations(eqn))
     return None if integers else _shared(walk, eqn, range(2))
 
 
@@ -81,7 +96,7 @@ def _selected(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
 def _shared(walk: Walk, eqn: _compat.JaxprEqn, positions: range) -> np.ndarray | None:
     """The groups of operands that have one factor."""
     values = [k for k in walk.activations(eqn) if k in positions]
-    if not values or any(eqn.invars[k] not in walk.of for k in values):
+    if not values or any(walk.at(eqn.invars[k]) is None for k in values):
         return None
     groups = walk.of[eqn.invars[values[0]]]
     for k in values[1:]:
@@ -95,7 +110,7 @@ def _shared(walk: Walk, eqn: _compat.JaxprEqn, positions: range) -> np.ndarray |
 @_rule("mul")
 def _multiplied(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
     """A value's factor passes, if what it is multiplied by has none."""
-    values = [walk.of.get(eqn.invars[k]) for k in walk.activations(eqn)]
+    values = [walk.at(eqn.invars[k]) for k in walk.activations(eqn)]
     if any(groups is None for groups in values):
         return None
     free = [groups for groups in values if not walk.groups.is_pinned(groups).all()]
@@ -105,7 +120,7 @@ def _multiplied(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
 @_rule("div")
 def _divided(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
     """The factor of what is divided passes, if what it is divided by has none."""
-    groups, by = (walk.of.get(v) if isinstance(v, _compat.Var) else None for v in eqn.invars)
+    groups, by = map(walk.at, eqn.invars)
     constant = eqn.invars[1] in walk.constants
     return groups if constant or (by is not None and walk.groups.is_pinned(by).all()) else None
 
@@ -113,52 +128,52 @@ def _divided(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
 # Where elements lie
 
 
-@_rule("reshape")
-def _reshape(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
+@_of_one("reshape")
+def _reshape(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray | None:
     if eqn.params.get("dimensions") is not None:
         return None
-    return reshaped(walk.of[eqn.invars[0]], eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
+    return reshaped(groups, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
 
 
-@_rule("squeeze")
-def _squeeze(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray:
-    return walk.of[eqn.invars[0]].squeeze(tuple(eqn.params["dimensions"]))
+@_of_one("squeeze")
+def _squeeze(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray:
+    return groups.squeeze(tuple(eqn.params["dimensions"]))
 
 
-@_rule("expand_dims")
-def _expand_dims(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray:
-    return np.expand_dims(walk.of[eqn.invars[0]], tuple(eqn.params["dimensions"]))
+@_of_one("expand_dims")
+def _expand_dims(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray:
+    return np.expand_dims(groups, tuple(eqn.params["dimensions"]))
 
 
-@_rule("transpose")
-def _transpose(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray:
-    return walk.of[eqn.invars[0]].transpose(eqn.params["permutation"])
+@_of_one("transpose")
+def _transpose(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray:
+    return groups.transpose(eqn.params["permutation"])
 
 
-@_rule("broadcast_in_dim")
-def _broadcast(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray:
-    groups, shape = walk.of[eqn.invars[0]], [1] * eqn.outvars[0].aval.ndim
+@_of_one("broadcast_in_dim")
+def _broadcast(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray:
+    shape = [1] * eqn.outvars[0].aval.ndim
     for d, n in zip(eqn.params["broadcast_dimensions"], groups.shape, strict=True):
         shape[d] = n
     return groups.reshape(shape)
 
 
-@_rule("rev")
-def _reversed(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray:
-    return np.flip(walk.of[eqn.invars[0]], tuple(eqn.params["dimensions"]))
+@_of_one("rev")
+def _reversed(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray:
+    return np.flip(groups, tuple(eqn.params["dimensions"]))
 
 
-@_rule("slice")
-def _slice(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray:
-    groups, params = walk.of[eqn.invars[0]], eqn.params
+@_of_one("slice")
+def _slice(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray:
+    params = eqn.params
     strides = params["strides"] or (1,) * groups.ndim
     ranges = map(slice, params["start_indices"], params["limit_indices"], strides)
     return compressed(groups[tuple(r if n > 1 else slice(None) for r, n in zip(ranges, groups.shape, strict=True))])
 
 
-@_rule("dynamic_slice")
-def _dynamic_slice(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray:
-    return walk.groups.tie_along(walk.of[eqn.invars[0]], _changed(eqn.invars[0], eqn.outvars[0]))
+@_of_one("dynamic_slice")
+def _dynamic_slice(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray:
+    return walk.groups.tie_along(groups, _changed(eqn.invars[0], eqn.outvars[0]))
 
 
 @_rule("dynamic_update_slice")
@@ -166,20 +181,19 @@ def _dynamic_update_slice(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | Non
     """What is replaced and what replaces it share a factor that is the same along the dimensions of the place."""
     dims, found = _changed(*eqn.invars[:2]), []
     for atom in eqn.invars[:2]:
-        if atom in walk.of:
-            found.append(walk.groups.tie_along(walk.of[atom], dims))
+        if (groups := walk.at(atom)) is not None:
+            found.append(walk.groups.tie_along(groups, dims))
         elif walk.constants.uniform(atom) != 0:
             return None
     return found[0] if len(found) == 1 else walk.groups.tie(*found)
 
 
-@_rule("gather")
-def _gather(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
+@_of_one("gather")
+def _gather(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray | None:
     """The factor passes along the dimensions that are taken whole."""
     operand, dims, sizes = eqn.invars[0], eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    if operand not in walk.of or eqn.params.get("fill_value") not in (None, 0):
+    if eqn.params.get("fill_value") not in (None, 0):
         return None
-    groups = walk.of[operand]
     gone = {*dims.collapsed_slice_dims, *dims.operand_batching_dims}
     whole = [d for d in range(groups.ndim) if d not in gone and sizes[d] == operand.aval.shape[d]]
     groups = walk.groups.tie_along(groups, [d for d in range(groups.ndim) if d not in whole])
@@ -189,13 +203,13 @@ def _gather(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
     return groups.reshape(shape)
 
 
-@_rule("pad")
-def _pad(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
+@_of_one("pad")
+def _pad(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray | None:
     """Zeros between or beside elements have any factor."""
     fill = walk.constants.uniform(eqn.invars[1])
-    if eqn.invars[0] not in walk.of or fill is None or not (fill == 0 or np.isinf(fill)):
+    if fill is None or not (fill == 0 or np.isinf(fill)):
         return None
-    groups, shape = walk.of[eqn.invars[0]], eqn.outvars[0].aval.shape
+    shape = eqn.outvars[0].aval.shape
     for axis, (low, _, between) in enumerate(eqn.params["padding_config"]):
         if groups.shape[axis] == 1:
             continue
@@ -213,8 +227,8 @@ def _pad(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
 def _concatenate(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
     axis, parts = eqn.params["dimension"], []
     for atom in eqn.invars:
-        if atom in walk.of:
-            parts.append(walk.of[atom])
+        if (groups := walk.at(atom)) is not None:
+            parts.append(groups)
         elif walk.constants.uniform(atom) == 0:
             parts.append(walk.groups.new([atom.aval.shape[axis] if d == axis else 1 for d in range(atom.aval.ndim)]))
         else:
@@ -230,32 +244,30 @@ def _concatenate(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
 # Many elements together
 
 
-@_rule("reduce_sum", "reduce_max", "reduce_min")
-def _reduced(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
-    if eqn.invars[0] not in walk.of:
-        return None
+@_of_one("reduce_sum", "reduce_max", "reduce_min")
+def _reduced(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray | None:
     axes = tuple(eqn.params["axes"])
-    return walk.groups.tie_along(walk.of[eqn.invars[0]], axes).squeeze(axes)
+    return walk.groups.tie_along(groups, axes).squeeze(axes)
 
 
-@_rule("argmax", "argmin")
-def _found(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
-    return _reduced(walk, eqn)
+@_of_one("argmax", "argmin")
+def _found(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray | None:
+    return _reduced(walk, eqn, groups)
 
 
-@_rule("reduce_window_sum", "reduce_window_max", "reduce_window_min")
-def _windows(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray:
-    return walk.groups.tie_along(walk.of[eqn.invars[0]], _changed(eqn.invars[0], eqn.outvars[0], eqn))
+@_of_one("reduce_window_sum", "reduce_window_max", "reduce_window_min")
+def _windows(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray:
+    return walk.groups.tie_along(groups, _changed(eqn.invars[0], eqn.outvars[0], eqn))
 
 
-@_rule("cumsum", "cummax", "cummin")
-def _cumulated(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray:
-    return walk.groups.tie_along(walk.of[eqn.invars[0]], [eqn.params["axis"]])
+@_of_one("cumsum", "cummax", "cummin")
+def _cumulated(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray:
+    return walk.groups.tie_along(groups, [eqn.params["axis"]])
 
 
-@_rule("sort")
-def _sorted(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray:
-    return walk.groups.tie_along(walk.of[eqn.invars[0]], [eqn.params["dimension"]])
+@_of_one("sort")
+def _sorted(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray:
+    return walk.groups.tie_along(groups, [eqn.params["dimension"]])
 
 
 def _changed(before: Any, after: Any, eqn: _compat.JaxprEqn | None = None) -> list[int]:

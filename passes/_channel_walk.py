@@ -68,6 +68,8 @@ class Walk:
 
     def _step(self, eqn: _compat.JaxprEqn) -> None:
         floats = [v for v in eqn.outvars if classes.is_float(v)]
+        if not floats and all(self.at(v) is None for v in eqn.invars):
+            return
         found = None
         wide = all(v.aval.dtype.itemsize >= 4 for v in (*eqn.invars, *floats) if classes.is_float(v))
         if len(eqn.outvars) == 1 and wide:
@@ -76,12 +78,16 @@ class Walk:
             found = rule(self, eqn) if rule is not None else None
         if found is None:
             for var in eqn.invars:
-                if isinstance(var, _compat.Var) and var in self.of:
-                    self.groups.pin(self.of[var], f"read by {identity.describe(eqn)}")
+                if (groups := self.at(var)) is not None:
+                    self.groups.pin(groups, f"read by {identity.describe(eqn)}")
             for var in floats:
                 self.of[var] = self.groups.pinned(var.aval.ndim, f"made by {identity.describe(eqn)}")
         elif floats:
             self.of[floats[0]] = found
+
+    def at(self, atom: Any) -> np.ndarray | None:
+        """The groups of an operand; None for a constant, and for what holds no real numbers."""
+        return self.of.get(atom) if isinstance(atom, _compat.Var) else None
 
     def activations(self, eqn: _compat.JaxprEqn) -> list[int]:
         """Positions of the operands that inputs reach."""
@@ -98,7 +104,7 @@ class Walk:
         name = self._weight_of.get(weight) if isinstance(weight, _compat.Var) else None
         if name is None:
             return None
-        came = self.of.get(eqn.invars[1 - position])
+        came = self.at(eqn.invars[1 - position])
         if came is None:
             return None
         inside = contraction.from_operand(self.groups.tie_along(came, _unshared(eqn, position)), eqn, position)

@@ -80,6 +80,7 @@ LINKS = {
     "where": lambda p, y: jnp.where(y > 0.3, y, 0.0),
     "magnitude": lambda p, y: jnp.abs(y),
     "scaled": lambda p, y: y * p["s"] / 3.0,
+    "masked": lambda p, y: y * jnp.broadcast_to((y[..., :1] > 0).astype(np.int32), y.shape).astype(np.float32),
     "signed": lambda p, y: y * jnp.sign(y),
     "joined": lambda p, y: jnp.maximum(y, 0.1 * y) + jax.nn.relu(y),
     "gated": lambda p, y: jax.nn.relu(y) * jax.nn.sigmoid(jnp.ones_like(y[..., :1]) * p["s"][0]),
