@@ -257,7 +257,8 @@ class Recipe:
       activation_sqnr: an activation that meets weights, and whose signal over noise in 8 bits or fewer were less, in
         dB, is stored as `stream`, at the cost of a second int8 product; None: never.
       pair_sqnr: the same for the operands of a product of two activations.
-      equalize: cross-layer equalization before quantization; None: only with weights per tensor, which need it.
+      equalize: cross-layer equalization and absorption of high biases, before calibration; None: only with weights per
+        tensor, which need it.
       rounding: how weights are rounded to codes: `nearest`, `adaround`, `gptq`, `seq_mse` (which chooses scales), or
         the method with options: `qc.AdaRound(...)` and so on. All but `nearest` read calibration samples.
       bias_correction: shift the biases of products by their mean error on calibration samples: `empirical` (the whole
