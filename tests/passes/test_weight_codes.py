@@ -8,8 +8,10 @@ from jax import lax
 
 from qcompiler import ops
 from qcompiler.debug import reference
+from qcompiler.errors import RecipeError
 from qcompiler.ir import _compat
 from qcompiler.numerics import packing
+from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.types import QuantType
 from qcompiler.passes.insert_qdq import weight_scale
 from qcompiler.recipe import Granularity, Recipe, Rule
@@ -152,3 +154,18 @@ def test_channels_whose_bias_needs_room_get_coarser_steps(passes):
     program = passes(fun, w, [x], recipe)["fold_zero_points"]
     (got,) = reference.evaluate(program, [x])
     np.testing.assert_allclose(got[:, 1], 50, rtol=1e-3)
+
+
+def test_groups_and_a_given_range_are_a_contradiction(passes):
+    recipe = Recipe(weight=INT4, granularity="group32", rules=(Rule(weight_range=(-1, 1)),))
+    with pytest.raises(RecipeError, match="give no range, or no input_group"):
+        passes(lambda w, x: x @ w, normal(64, 4), [normal(3, 64, seed=2)], recipe, until="assign_precision")
+
+
+def test_a_given_encoding_goes_before_groups(passes):
+    given = Encoding(INT4, np.float32(0.25), np.int32(0))
+    recipe = Recipe(weight=INT4, granularity="group32", rules=(Rule(weight_range=given),))
+    found = passes(lambda w, x: x @ w, normal(64, 4), [normal(3, 64, seed=2)], recipe)
+    (qtype,) = weight_types(found["assign_precision"])
+    assert not qtype.contracted
+    assert any(np.all(a == np.float32(0.25)) for a in found["insert_qdq"].weights.values())
