@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from benchmarks import onnx_tokens
 from benchmarks.onnx_graph import Exporter, NoOnnxRule, Value, plain
@@ -50,9 +51,17 @@ def _order_of(operands: list[Any], rank: int) -> tuple[int, ...]:
 def _elementwise(op: str) -> Callable[..., Value]:
     def rule(e: Exporter, eqn: Any, operands: list[Any]) -> Value:
         order = _order_of(operands, len(eqn.outvars[0].aval.shape))
-        return Value(e.emit(op, [e.name(o, order) for o in operands]), order)
+        return Value(e.emit(op, [_operand(e, o, order) for o in operands]), order)
 
     return rule
+
+
+def _operand(e: Exporter, operand: Any, order: tuple[int, ...]) -> str:
+    """Its name with its axes in this order; a row of constants has one axis, as onnxruntime wants a bias."""
+    plain_row = isinstance(operand, np.ndarray) and order == tuple(range(operand.ndim)) and operand.ndim > 1
+    if plain_row and operand.shape[-1] == operand.size:
+        return e.constant(operand.ravel())
+    return e.name(operand, order)
 
 
 def _is(value: Any, number: float) -> bool:
@@ -108,6 +117,15 @@ def _scaled(op: str) -> Callable[..., Value]:
 
 
 def _add(e: Exporter, eqn: Any, operands: list[Any]) -> Value:
+    """A sum; a constant per channel that is added to a convolution becomes the bias of one."""
+    values = [o for o in operands if isinstance(o, Value)]
+    bias = next((o for o in operands if isinstance(o, np.ndarray)), None)
+    made = e.made(values[0]) if len(values) == 1 else None
+    if made is not None and made.op_type == "Conv" and len(made.input) == 2 and bias is not None:
+        order = values[0].order
+        if bias.ndim == len(order) and bias.shape[order[1]] == bias.size:
+            attributes = {a.name: helper.get_attribute_value(a) for a in made.attribute}
+            return Value(e.emit("Conv", [*made.input, e.constant(bias.ravel())], **attributes), order)
     return onnx_tokens.layer_norm(e, eqn, operands) or _elementwise("Add")(e, eqn, operands)
 
 

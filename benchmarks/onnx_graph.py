@@ -79,6 +79,10 @@ class Exporter:
         self.nodes.append(helper.make_node(op, inputs, [name], name=f"{op}_{self._count}", **attributes))
         return name
 
+    def made(self, value: Value) -> Any:
+        """The node that makes a value; None for an input."""
+        return next((n for n in reversed(self.nodes) if value.name in n.output), None)
+
     # The whole
 
     def run(self) -> onnx.ModelProto:

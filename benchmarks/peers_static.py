@@ -89,7 +89,7 @@ def _onnxruntime_static(folder: Path, method: str, symmetric: bool, per_channel:
         weight_type=quantization.QuantType.QInt8,
         per_channel=per_channel,
         reduce_range=not has_int8_dot(),
-        extra_options={"ActivationSymmetric": symmetric, "CalibMaxIntermediateOutputs": 8},
+        extra_options={"ActivationSymmetric": symmetric},
     )
     return _onnxruntime(quantized)
 

@@ -12,6 +12,8 @@ VARIANTS: dict[str, qc.Recipe] = {
     **recipes.NAMED,
     # Operands of products in 8 bits and never more, whatever calibration finds: the bits that the peers have.
     "w8a8": qc.Recipe(activation_sqnr=None, pair_sqnr=None),
+    # One scale per weight, and the ranges of its channels left as they are.
+    "unequalized": qc.Recipe(granularity="tensor", equalize=False),
     # Weights in 4 bits per channel, rounded to nearest.
     "w4a8": qc.Recipe(weight=_INT4),
 }
