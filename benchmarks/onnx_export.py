@@ -122,10 +122,11 @@ def _add(e: Exporter, eqn: Any, operands: list[Any]) -> Value:
     bias = next((o for o in operands if isinstance(o, np.ndarray)), None)
     made = e.made(values[0]) if len(values) == 1 else None
     if made is not None and made.op_type == "Conv" and len(made.input) == 2 and bias is not None:
-        order = values[0].order
-        if bias.ndim == len(order) and bias.shape[order[1]] == bias.size:
+        order, channels = values[0].order, eqn.outvars[0].aval.shape[values[0].order[1]]
+        if bias.size == 1 or (bias.ndim == len(order) and bias.shape[order[1]] == bias.size):
             attributes = {a.name: helper.get_attribute_value(a) for a in made.attribute}
-            return Value(e.emit("Conv", [*made.input, e.constant(bias.ravel())], **attributes), order)
+            row = e.constant(np.broadcast_to(bias.ravel(), (channels,)))
+            return Value(e.emit("Conv", [*made.input, row], **attributes), order)
     return onnx_tokens.layer_norm(e, eqn, operands) or _elementwise("Add")(e, eqn, operands)
 
 
