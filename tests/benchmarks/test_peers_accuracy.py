@@ -53,8 +53,8 @@ def test_ours_and_absent_peers(run, monkeypatch, capsys):
     assert "no_such_package" in capsys.readouterr().out
 
 
-# qwix 0.1.8 calls a method that flax has deprecated.
-@pytest.mark.filterwarnings("ignore:The 'm.iter_modules:DeprecationWarning")
+# qwix 0.1.8 calls what flax has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_qwix_takes_part(run):
     pytest.importorskip("qwix")
     rows = [row for row in run("--variants", "w8a8", "--peers", "qwix") if row["contender"] == "qwix"]
