@@ -159,7 +159,8 @@ def _qwix_results(subject: Subject) -> dict[str, np.ndarray | str]:
     results: dict[str, np.ndarray | str] = {}
     for method in ("absmax", "minmax"):
         try:
-            results[method] = qwix_static(subject, method)
+            with jax.numpy_dtype_promotion("standard"):  # JAX's default, which qwix relies on.
+                results[method] = qwix_static(subject, method)
         except Exception as error:  # A peer's own failure is a result.
             results[method] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return results
