@@ -16,4 +16,8 @@ VARIANTS: dict[str, qc.Recipe] = {
     "unequalized": qc.Recipe(granularity="tensor", equalize=False),
     # Weights in 4 bits per channel, rounded to nearest.
     "w4a8": qc.Recipe(weight=_INT4),
+    "w4a8_adaround": qc.Recipe(weight=_INT4, rounding="adaround"),
+    # The same with a scale per 32 weights of a channel.
+    "w4a8_group32": qc.Recipe(weight=_INT4, granularity="group32"),
+    "w4a8_group32_gptq": qc.Recipe(weight=_INT4, granularity="group32", rounding="gptq"),
 }
