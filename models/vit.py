@@ -2,9 +2,11 @@
 
 An image is cut into patches, each a token; blocks normalize before they attend and before their two dense layers. The
 logits come from an added class token, as in the paper, or from the mean of all tokens (Zhai et al. 2021,
-arXiv:2106.04560), which is as good and simpler.
+arXiv:2106.04560), which is as good and simpler. A stem of convolutions before the patches (Xiao et al. 2021, "Early
+convolutions help transformers see better", arXiv:2106.14881) learns from far fewer images.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import jax
@@ -36,6 +38,32 @@ class ViTBlock(nnx.Module):
         return x + self.project(jax.nn.gelu(self.expand(self.dense_norm(x)), approximate=False))
 
 
+class ConvStem(nnx.Module):
+    """Stages of two 3x3 convolutions, the first of stride 2, each with BatchNorm and ReLU, as Xiao et al. build it.
+
+    Args:
+      channels: of the input images.
+      features: of each stage; k of them make the map 2**k times smaller.
+      rngs: where the weights' randomness comes from.
+
+    Calling it maps `float32[n, h, w, channels]` to `float32[n, h / 2**k, w / 2**k, features[-1]]`.
+    """
+
+    def __init__(self, channels: int, features: Sequence[int], *, rngs: nnx.Rngs):
+        self.convs, self.norms = nnx.List([]), nnx.List([])
+        for width in features:
+            for stride in (2, 1):
+                conv = nnx.Conv(channels, width, (3, 3), (stride, stride), padding=1, use_bias=False, rngs=rngs)
+                self.convs.append(conv)
+                self.norms.append(nnx.BatchNorm(width, rngs=rngs))
+                channels = width
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = jax.nn.relu(norm(conv(x)))
+        return x
+
+
 class ViT(nnx.Module):
     """A vision transformer of any width and depth; ViT-B/16 is 768, 12, 12 and 3072 with a patch of 16.
 
@@ -49,12 +77,15 @@ class ViT(nnx.Module):
       classes: number of outputs.
       channels: channels of the input images.
       pooling: "mean" or "token", what the logits are made from.
+      stem: features of the stages of convolutions before the patches; each halves the map, which is then cut into
+        patches of `patch / 2**len(stem)`. A token stands for `patch` pixels either way.
       rngs: where the weights' randomness comes from.
 
     Calling it maps images `float32[n, size, size, channels]` to logits `float32[n, classes]`.
 
     Raises:
-      ValueError: `size` is no multiple of `patch`, no such pooling, or, on a call, images of another size.
+      ValueError: `size` is no multiple of `patch`, or `patch` of `2**len(stem)`; no such pooling; or, on a call, images
+        of another size.
     """
 
     def __init__(
@@ -69,8 +100,11 @@ class ViT(nnx.Module):
         classes: int = 1000,
         channels: int = 3,
         pooling: Pooling = "mean",
+        stem: Sequence[int] = (),
         rngs: nnx.Rngs,
     ):
+        if patch % 2 ** len(stem):
+            raise ValueError(f"a stem of {len(stem)} stages of stride 2 leaves no whole patch of {patch} pixels")
         if size % patch:
             raise ValueError(f"images of {size} pixels cannot be cut into patches of {patch}")
         if pooling not in get_args(Pooling):
@@ -78,6 +112,8 @@ class ViT(nnx.Module):
         self.size = size
         tokens = (size // patch) ** 2 + (pooling == "token")
         init = nnx.initializers.normal(0.02)
+        self.stem = nnx.data(ConvStem(channels, stem, rngs=rngs) if stem else None)
+        channels, patch = (stem[-1], patch // 2 ** len(stem)) if stem else (channels, patch)
         self.patches = nnx.Conv(channels, width, (patch, patch), strides=(patch, patch), padding="VALID", rngs=rngs)
         self.token = nnx.data(nnx.Param(jnp.zeros((1, 1, width))) if pooling == "token" else None)
         self.positions = nnx.Param(init(rngs.params(), (1, tokens, width)))
@@ -88,6 +124,8 @@ class ViT(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if x.shape[1:3] != (self.size, self.size):
             raise ValueError(f"images must be {self.size}x{self.size}, got {x.shape[1]}x{x.shape[2]}")
+        if self.stem is not None:
+            x = self.stem(x)
         x = self.patches(x)
         n, height, width, features = x.shape
         x = x.reshape(n, height * width, features)

@@ -58,6 +58,22 @@ def test_figures(run, capsys):
     assert row["float"] == pytest.approx(100 * right.mean())
 
 
+def test_the_mean_over_trainings(run, capsys):
+    _, rows = run("--images", "100", "--calibration", "16", "--seeds", "0", "1")
+    assert [row["seed"] for row in rows] == [0, 1, "mean"]
+    for key in ("float", "int8", "lost", "sqnr_db"):
+        assert rows[2][key] == pytest.approx((rows[0][key] + rows[1][key]) / 2)
+    assert rows[2]["margin"] <= (rows[0]["margin"] + rows[1]["margin"]) / 2 + 1e-9
+    assert "mean" in capsys.readouterr().out
+
+
+def test_every_variant_has_logits_of_its_own(run):
+    _, (default, w4a8) = run("--images", "100", "--calibration", "16", "--recipes", "default", "w4a8")
+    assert (default["recipe"], w4a8["recipe"]) == ("default", "w4a8")
+    # Four bits less of the weights are 24 dB less of them.
+    assert w4a8["sqnr_db"] < default["sqnr_db"] - 6
+
+
 def test_an_interrupt_loses_nothing(run, monkeypatch):
     whole = run("--images", "300", "--calibration", "16")[1]
     for path in cache.cache_folder().iterdir():

@@ -30,8 +30,24 @@ def test_patches_are_tokens_in_a_set(pooling):
     np.testing.assert_allclose(model(image), model(swapped), atol=1e-5)
 
 
+def test_a_stem_makes_the_map_smaller_before_it_is_cut():
+    model = ViT(**(OPTIONS | {"stem": (6, 8), "patch": 8}), rngs=nnx.Rngs(0))
+    assert [conv.kernel.shape for conv in model.stem.convs] == [(3, 3, 3, 6), (3, 3, 6, 6), (3, 3, 6, 8), (3, 3, 8, 8)]
+    assert model.patches.kernel.shape == (2, 2, 8, 16) and model.positions.shape == (1, 4, 16)
+    x = jax.random.uniform(jax.random.key(0), (3, 16, 16, 3))
+    assert model(x).shape == (3, 5)
+    # Behind its batch norms the stem does not tell how bright the images are.
+    model.train()
+    np.testing.assert_allclose(model.stem(x), model.stem(5 * x), atol=1e-2)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"), [({"patch": 5}, "cannot be cut into patches of 5"), ({"pooling": "max"}, "mean, token")]
+    ("options", "message"),
+    [
+        ({"patch": 5}, "cannot be cut into patches of 5"),
+        ({"pooling": "max"}, "mean, token"),
+        ({"stem": (4, 8, 16)}, "leaves no whole patch of 4"),
+    ],
 )
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
