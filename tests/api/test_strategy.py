@@ -96,7 +96,8 @@ def test_a_plain_model_gets_the_default_recipe():
         ((plain, PLAIN, normal(2, 8)), {"accuracy": 1.0}, {"weight": qc.Recipe().weight}),
         ((plain, PLAIN, normal(2, 8)), {"latency": True}, {"activation_sqnr": None}),
     ],
-    ids=str,
+    # Names, so that every process of the tests collects the same.
+    ids=lambda x: x[0].__name__ if isinstance(x, tuple) else str(x),
 )
 def test_what_is_advised(model, constraints, expected):
     settings, _ = advised(*model, **constraints)
