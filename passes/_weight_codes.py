@@ -17,9 +17,6 @@ from qcompiler.numerics import fixed_point, groups, packing
 from qcompiler.numerics.types import QuantType
 from qcompiler.passes._codes import Codes
 
-#: Codes of no more bits are packed. Those of 5 to 7 would save little, for the time that it takes to unpack them.
-MOST_PACKED_BITS = 4
-
 
 class Numbers(NamedTuple):
     """The weights of the program that hold the numbers of a pair; `steps` is None where there are no groups."""
@@ -56,7 +53,7 @@ def known_codes(builder: Builder, program: Program, constants: Constants, pair: 
     # In an encoding of others, what is known is named after itself too.
     name = name if name.startswith(own) else f"{own}@{name}"
     scale, zero = builder.get(names[numbers.scale]), builder.get(names[numbers.zero_points])
-    packs = qtype.bits <= MOST_PACKED_BITS
+    packs = packing.is_packed(qtype.bits)
     stored = builder.weight(
         name, packing.pack(codes, qtype.bits) if packs else _unpacked(program, numbers, codes, qtype)
     )

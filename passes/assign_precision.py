@@ -24,11 +24,8 @@ from qcompiler.ir.program import Program
 from qcompiler.numerics import ranges
 from qcompiler.numerics.fixed_range import FixedRange
 from qcompiler.numerics.types import BIAS, QuantType
-from qcompiler.passes import _half, _regions, _supergroups
+from qcompiler.passes import _granularity, _half, _regions, _supergroups
 from qcompiler.passes._overrides import Overrides
-
-#: Up to so many bits, steps of int8 can be multiples of each other by 4 and more; beyond, groups gain nothing.
-MOST_GROUPED_BITS = 6
 
 
 def assign_precision(program: Program, recipe: Any, by_data: Mapping[str, Any] | None = None) -> Program:
@@ -89,9 +86,7 @@ def _assigned(program: Program, recipe: Any, by_data: Mapping[str, Any], overrid
             anchor = _regions.anchor_of(eqn)
             k = _regions.operand_index(eqn, anchor.invars[position])
             granularity = rule.granularity if rule and rule.granularity else recipe.granularity
-            chosen[k] = _of_granularity(weight, anchor, position, granularity.channel_group)
-            if granularity.input_group is not None and weight.bits <= MOST_GROUPED_BITS:
-                chosen[k] = _in_groups(chosen[k], anchor, position, granularity.input_group)
+            chosen[k] = _granularity.weight_type(weight, granularity, anchor, position)
         types[region] = _overridden(program, eqn, chosen, rule, overrides, types)
     constants = Constants(program)
     outputs = [
@@ -231,37 +226,6 @@ def _check_rules(parts: Sequence[Program], recipe: Any) -> list[dict[str, Any]]:
 def _types_of_products(recipe: Any, rule: Any) -> tuple[QuantType, QuantType]:
     """Types of activations and weights in a layer that a rule (or None) speaks of."""
     return (rule and rule.activation) or recipe.activation, (rule and rule.weight) or recipe.weight
-
-
-def _of_granularity(weight: QuantType, anchor: _compat.JaxprEqn, position: int, group: int | None) -> QuantType:
-    """The type with the dimensions that have scales of their own, `group` consecutive channels sharing one."""
-    axis = contraction.channel_dims(anchor, position)
-    if group is None or not axis:
-        return weight
-    if group == 1:
-        return dataclasses.replace(weight, axis=axis)
-    dims = contraction.weight_dims(anchor, position)
-    grouped = dims[max(dims)]
-    return dataclasses.replace(weight, axis=axis, block_size=tuple(group if a == grouped else 1 for a in axis))
-
-
-def _in_groups(weight: QuantType, anchor: _compat.JaxprEqn, position: int, size: int) -> QuantType:
-    """The type with groups of at most `size` elements along what is contracted, or as it is where one group is all.
-
-    A group runs along the input channels; where there are fewer, it goes on over neighbouring elements of the other
-    contracted dimensions, whole windows of them.
-    """
-    shape, blocks = anchor.invars[position].aval.shape, weight.blocks
-    contracted = contraction.contracted_dims(anchor, position)
-    room = size
-    for d in contracted:
-        blocks[d] = max(1, min(room, shape[d]))
-        room //= blocks[d]
-    if all(blocks[d] >= shape[d] for d in contracted):
-        return weight
-    axis = tuple(sorted(blocks))
-    sizes = tuple(blocks[d] for d in axis)
-    return dataclasses.replace(weight, axis=axis, block_size=sizes, contracted=tuple(sorted(contracted)))
 
 
 def _type_of(role: str, recipe: Any, activation: QuantType, weight: QuantType) -> QuantType | None:

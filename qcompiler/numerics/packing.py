@@ -19,6 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+#: Codes of no more bits are packed. Those of 5 to 7 would save little, for the time that it takes to unpack them.
+MOST_PACKED_BITS = 4
+
+
+def is_packed(bits: int) -> bool:
+    """Whether the program stores weights of so many bits packed; otherwise each has a byte."""
+    return bits <= MOST_PACKED_BITS
+
 
 def packed_size(size: int, bits: int) -> int:
     """Bytes of `size` packed codes: `size * bits / 8`, rounded up per plane."""

@@ -14,23 +14,24 @@ integers and floats does cost one, of every element of the value.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from qcompiler.candidates import Candidate
 from qcompiler.errors import RecipeError
-from qcompiler.ir import _compat, classes, contraction, loops
+from qcompiler.ir import _compat, classes, loops
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
-from qcompiler.passes import _regions
+from qcompiler.numerics import packing
+from qcompiler.passes import _granularity, _regions
 from qcompiler.precision.knapsack import Conversion, Group
-from qcompiler.recipe import Granularity
 
-#: Bits of the encoding scales and zero points: float32 and int32.
-_SCALE_BITS = 32
+#: Bytes of a scale (float32) and of a zero point (int32).
+_NUMBER_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +44,6 @@ class Layer:
       part: the program that it stands in: the whole, or a body of a loop.
       weight: name of its weight.
       array: the weight itself.
-      channels: how many output channels the weight has.
       macs: multiply-adds of one call, in all steps of loops.
       steps: how often it runs in one call.
       reads: the value behind views that its activation is.
@@ -55,7 +55,6 @@ class Layer:
     part: Program
     weight: str
     array: np.ndarray
-    channels: int
     macs: int
     steps: int
     reads: Any
@@ -66,12 +65,28 @@ class Layer:
         """Of the weight, 0 where another layer has paid for it."""
         return self.array.size if self.owns_weight else 0
 
-    def scales(self, candidate: Candidate) -> int:
-        """How many scales the weight has in a candidate's granularity."""
-        group = cast(Granularity, candidate.granularity).channel_group
+    def code_bytes(self, candidate: Candidate) -> int:
+        """Bytes of the weight as the program stores it, without scales: floats as they are, few bits packed."""
+        bits = candidate.weight_bits
+        if candidate.weight is not None and packing.is_packed(bits):
+            return packing.packed_size(self.elements, bits)
+        return self.elements * (bits // 8 if candidate.weight is None else candidate.weight.dtype.itemsize)
+
+    def scale_bytes(self, candidate: Candidate) -> int:
+        """Bytes of the weight's scales, and of its zero points if it is affine, in a candidate's granularity.
+
+        A channel, or several that share one, has a float32 scale and an int32 zero point; a group along the input an
+        int8 step and an int8 zero point, beside the channel's scale.
+        """
         if candidate.weight is None or not self.owns_weight:
             return 0
-        return 1 if group is None else -(-self.channels // group)
+        anchor, position = _regions.anchor_of(self.eqn), _regions.weight_position(self.eqn)
+        qtype = _granularity.weight_type(candidate.weight, candidate.granularity, anchor, position)
+        blocks = lambda of: math.prod(-(-self.array.shape[d] // size) for d, size in of.blocks.items())
+        numbers = 1 if qtype.symmetric else 2
+        if qtype.contracted:
+            return blocks(qtype.per_channel) * _NUMBER_BYTES + blocks(qtype) * numbers
+        return blocks(qtype) * _NUMBER_BYTES * numbers
 
 
 def layers_of(program: Program) -> list[Layer]:
@@ -88,7 +103,6 @@ def layers_of(program: Program) -> list[Layer]:
             weight = eqn.invars[_regions.operand_index(eqn, anchor.invars[position])]
             other = eqn.invars[_regions.operand_index(eqn, anchor.invars[1 - position])]
             name = names.get(weight, part.ids[weight])
-            dims = contraction.channel_dims(anchor, position)
             macs = sum(map(classes.multiply_adds, _compat.open_jaxpr(eqn.params["body"]).eqns))
             found.append(
                 Layer(
@@ -97,7 +111,6 @@ def layers_of(program: Program) -> list[Layer]:
                     part=part,
                     weight=name,
                     array=np.asarray(constants.value(weight)),
-                    channels=int(np.prod([weight.aval.shape[d] for d in dims])),
                     macs=steps * macs,
                     steps=steps,
                     reads=_regions.behind_views(part, other),
@@ -191,20 +204,9 @@ def static_costs(layer: Layer, candidate: Candidate) -> dict[str, float]:
     bits = candidate.weight_bits * layer.elements
     return {
         "weight_bits": float(bits),
-        "weight_bytes": float(-(-_stored_bits(candidate) * layer.elements // 8) + _scale_bytes(layer, candidate)),
+        "weight_bytes": float(layer.code_bytes(candidate) + layer.scale_bytes(candidate)),
         "bit_operations": float(candidate.weight_bits) * candidate.activation_bits * layer.macs,
     }
-
-
-def _stored_bits(candidate: Candidate) -> int:
-    """Bits that a weight takes in memory: a float's own, two per byte up to 4, else a byte."""
-    if candidate.weight is None:
-        return candidate.weight_bits
-    return candidate.weight.dtype.itemsize * 8
-
-
-def _scale_bytes(layer: Layer, candidate: Candidate) -> int:
-    return layer.scales(candidate) * _SCALE_BITS // 8
 
 
 def free_layers(layers: Sequence[Layer], ruled: Collection[str]) -> list[Layer]:

@@ -32,7 +32,7 @@ def test_layers_are_products_with_weights_in_program_order():
     assert [layer.id for layer in found] == list(LAYERS)
     stem, head = found[0], found[-1]
     assert stem.macs == 8 * 6 * 6 * 8 * 3 * 3 * 2 and head.macs == 8 * 8 * 5
-    assert (stem.elements, stem.channels, stem.steps) == (3 * 3 * 2 * 8, 8, 1)
+    assert (stem.elements, stem.steps) == (3 * 3 * 2 * 8, 1)
     np.testing.assert_array_equal(stem.array, WEIGHTS["k"])
 
 
@@ -77,7 +77,8 @@ def test_costs_follow_from_shapes():
     assert {n: c["bit_operations"] / stem.macs for n, c in costs.items()} == {
         "int4": 32, "int8": 64, "int16": 128, "bfloat16": 256, "float32": 1024
     }  # fmt: skip
-    assert costs["int8"]["weight_bytes"] == stem.elements + 4 * stem.channels
+    assert costs["int8"]["weight_bytes"] == stem.elements + 4 * 8
+    assert costs["int4"]["weight_bytes"] == stem.elements / 2 + 4 * 8
     assert costs["bfloat16"]["weight_bytes"] == 2 * stem.elements
     groups = dataclasses.replace(ALL["int8"], granularity=qc.Granularity(channel_group=4))
     assert layers.static_costs(stem, groups)["weight_bytes"] == stem.elements + 4 * 2
@@ -85,16 +86,29 @@ def test_costs_follow_from_shapes():
     assert layers.static_costs(stem, tensor)["weight_bytes"] == stem.elements + 4
 
 
-@pytest.mark.parametrize("name", ["int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["int4", "int8", "bfloat16", "float32"])
 def test_weight_bytes_are_those_of_the_compiled_program(name):
     """But for scales, multipliers, shifts and biases of the integers, which are all that it has besides."""
     config = qc.precision.Assignment(ALL, {layer: qc.precision.Choice(name) for layer in LAYERS})
     quantized = small().quantize(qc.Recipe(precision=config))
     arrays = quantized.program.weights.values()
-    held = sum(a.nbytes for a in arrays if a.ndim >= 2 and min(a.shape[-2:]) > 1)
-    found = _layers(small())
-    scales = sum(4 * layer.scales(ALL[name]) for layer in found)
-    assert held == sum(layers.static_costs(layer, ALL[name])["weight_bytes"] for layer in found) - scales
+    held = sum(a.nbytes for a in arrays if a.dtype == np.uint8 or (a.ndim >= 2 and min(a.shape[-2:]) > 1))
+    assert held == sum(layer.code_bytes(ALL[name]) for layer in _layers(small()))
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
+def test_groups_along_the_input_cost_a_step_each(symmetric):
+    """96 inputs in groups of 32; the program holds the steps (and zero points) as int8, the codes packed."""
+    weight = dataclasses.replace(candidates.NAMED["int4_group32"].weight, symmetric=symmetric, narrow_range=symmetric)
+    grouped = dataclasses.replace(candidates.NAMED["int4_group32"], weight=weight)
+    stage = calibrated(lambda p, x: x @ p["w"], {"w": normal(96, 8)}, [normal(4, 96)])
+    (layer,) = _layers(stage)
+    steps = 3 * 8 * (1 if symmetric else 2)
+    assert layer.code_bytes(grouped) == 96 * 8 // 2 and layer.scale_bytes(grouped) == 4 * 8 + steps
+    chosen = qc.precision.Assignment({"grouped": grouped}, {layer.id: qc.precision.Choice("grouped")})
+    arrays = stage.quantize(qc.Recipe(precision=chosen)).program.weights.values()
+    assert sum(a.nbytes for a in arrays if a.dtype == np.uint8) == layer.code_bytes(grouped)
+    assert sum(a.nbytes for a in arrays if a.dtype == np.int8) == steps
 
 
 def test_a_layer_in_a_loop_costs_every_step():
