@@ -1,7 +1,7 @@
 """`Candidate`: one way of storing the operands of a layer, among which sensitivity analysis and solvers choose.
 
-Names follow the weights: `int4` and `int8` are such weights beside int8 activations, `int16` is int8 weights beside
-int16 activations (16x8).
+Names follow the weights: `int4` and `int8` are such weights beside int8 activations, `int4_group32` has a step for
+every 32 of them along the input, `int16` is int8 weights beside int16 activations (16x8).
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Candidate:
 #: Candidates that have a name.
 NAMED: Mapping[str, Candidate] = {
     "int4": Candidate(dataclasses.replace(WEIGHT, bits=4), ACTIVATION),
+    "int4_group32": Candidate(dataclasses.replace(WEIGHT, bits=4), ACTIVATION, "group32"),
     "int8": Candidate(WEIGHT, ACTIVATION),
     "int16": Candidate(WEIGHT, STREAM),
     "float16": Candidate(float_dtype="float16"),
