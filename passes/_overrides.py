@@ -8,7 +8,6 @@ Given is an `Encoding` (type, scale and zero point), a `QuantType` alone, or an 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from qcompiler.errors import RecipeError
 from qcompiler.ir import patterns
+from qcompiler.names import nearest
 from qcompiler.numerics import types
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.fixed_range import FixedRange
@@ -165,8 +165,7 @@ class Overrides:
         for pattern in self._encodings:
             if pattern not in self.used:
                 text = _text_of(pattern)
-                near = difflib.get_close_matches(text, every, 3, 0.5)
-                lines.append(f"  {text}" + (f"; near it: {', '.join(near)}" if near else ""))
+                lines.append(f"  {text}{nearest(text, every, cutoff=0.5)}")
         if lines:
             listed, some = "\n".join(lines[:20]), ", ".join(every[:8])
             raise RecipeError(

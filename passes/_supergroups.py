@@ -7,7 +7,6 @@ Conv, Sigmoid   and   region[conv]{ conv }, region[table]{ logistic }      ->   
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from qcompiler.errors import RecipeError
 from qcompiler.ir import _compat, classes
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
+from qcompiler.names import nearest
 from qcompiler.passes import _regions
 
 
@@ -79,8 +79,7 @@ def compared(parts: Sequence[Program], supergroups: Sequence[Any]) -> list[dict[
     for group in supergroups:
         ops = [op for op in group.ops if op not in _FOLDED]
         if unknown := [op for op in ops if op not in _OPS]:
-            near = difflib.get_close_matches(unknown[0], _OPS, 3, 0.0)
-            raise RecipeError(f"no op of a supergroup is called {unknown[0]!r}; near it: {', '.join(near)}")
+            raise RecipeError(f"no op of a supergroup is called {unknown[0]!r}{nearest(unknown[0], _OPS)}")
         rows = [row for part in parts for row in _rows(part, [_OPS[op] for op in ops])]
         wanted = 1 if group.fuse else len(ops)
         agree = [row for row in rows if len(set(row)) == wanted]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from qcompiler.errors import RecipeError
+from qcompiler import json_files
+from qcompiler.errors import QuantizationError, RecipeError
 from qcompiler.numerics.types import ACTIVATION, STREAM, WEIGHT, QuantType
 from qcompiler.recipe import Granularity, Rule
 
@@ -73,6 +75,38 @@ class Candidate:
             raise RecipeError(f"no rule of a recipe says {self}: a layer is all integers, or all float")
         return Rule(path, primitive, weight=self.weight, activation=self.activation, granularity=self.granularity)
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are not at their defaults, as JSON has them; see `from_json`."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {
+            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            for name, value in fields.items()
+            if value != getattr(_REAL, name)
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> Candidate:
+        """The candidate that `to_json`, or a person, wrote.
+
+        Args:
+          data: field -> value, types and granularities by their own fields; names stand for granularities, too.
+          where: what it is, in messages.
+
+        Raises:
+          RecipeError: an unknown field, or one that no candidate can have; says where.
+        """
+        made = json_files.fields_of(cls, data, where)
+        kinds: dict[str, type] = {"weight": QuantType, "activation": QuantType, "granularity": Granularity}
+        try:
+            for field, kind in kinds.items():
+                if isinstance(made.get(field), Mapping):
+                    made[field] = kind(**json_files.fields_of(kind, made[field], f"{field} of {where}"))
+            return cls(**made)
+        except (QuantizationError, TypeError) as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+
+_REAL = Candidate()
 
 #: Candidates that have a name.
 NAMED: Mapping[str, Candidate] = {

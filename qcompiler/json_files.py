@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from qcompiler.errors import RecipeError
+from qcompiler.names import nearest
 
 
 def read(path: str | os.PathLike[str]) -> Any:
@@ -62,10 +63,21 @@ def write(path: str | os.PathLike[str], data: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def fields_of(cls: type, data: Any, where: str) -> dict[str, Any]:
+    """The arguments of a dataclass from an object of JSON, which has lists where the dataclass has tuples.
+
+    Raises:
+      RecipeError: it is no object, or has a key that is no field.
+    """
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where}: the fields of a {cls.__name__} are an object, got {data!r}")
+    check_keys(data, [f.name for f in dataclasses.fields(cls)], where)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+
+
 def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
     """Raises `RecipeError` for a key that is not known; names the nearest that is."""
     known = sorted(known)
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.0)
-            raise RecipeError(f"{where}: unknown key {key!r}; nearest: {', '.join(map(repr, near))}")
+            raise RecipeError(f"{where}: unknown key {key!r}{nearest(key, known, 1)}")

@@ -11,7 +11,6 @@ defaults. A quantized type is its name: bits, `s` for symmetric, `n` for a narro
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -23,6 +22,7 @@ import numpy as np
 from qcompiler import json_files
 from qcompiler.candidates import Candidate
 from qcompiler.errors import QuantizationError, RecipeError
+from qcompiler.names import nearest
 from qcompiler.numerics import ranges
 from qcompiler.numerics.encoding import Encoding
 from qcompiler.numerics.fixed_range import FixedRange
@@ -149,8 +149,8 @@ def _read(value: Any, where: str) -> Any:
             raise RecipeError(f"{where}: $pairs is a list of [key, value]")
         return {_read(k, where): _read(v, f"{where}[{k!r}]") for k, v in content}
     if tag[1:] not in CLASSES:
-        near = difflib.get_close_matches(tag, [f"${name}" for name in (*CLASSES, "QuantType")], 1, 0.0)
-        raise RecipeError(f"{where}: nothing is called {tag!r}; nearest: {near[0]!r}")
+        known = [f"${name}" for name in (*CLASSES, "QuantType")]
+        raise RecipeError(f"{where}: nothing is called {tag!r}{nearest(tag, known, 1)}")
     return _made(CLASSES[tag[1:]], content, where)
 
 

@@ -12,8 +12,6 @@ from typing import Any
 from qcompiler.candidates import Candidate
 from qcompiler.errors import QuantizationError, RecipeError
 from qcompiler.losses import sqnr_db
-from qcompiler.numerics.types import QuantType
-from qcompiler.recipe import Granularity
 
 MODES = ("one_quantized", "one_float")
 TIERS = ("high", "medium", "low")
@@ -180,7 +178,7 @@ class Sensitivity:
         content = {
             "metrics": list(self.metrics),
             "samples": self.samples,
-            "candidates": {name: dataclasses.asdict(c) for name, c in self.candidates.items()},
+            "candidates": {name: c.to_json() for name, c in self.candidates.items()},
             "rows": rows,
         }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -194,7 +192,8 @@ class Sensitivity:
         """
         try:
             content = json.loads(text)
-            candidates = {name: _candidate(**fields) for name, fields in content["candidates"].items()}
+            given = content["candidates"]
+            candidates = {name: Candidate.from_json(c, f"candidate {name}") for name, c in given.items()}
             losses = lambda found: {name: float(x) for name, x in found.items()}
             rows = tuple(Row(**{**row, **{m: losses(row[m]) for m in MODES}}) for row in content["rows"])
             return cls(rows, candidates, tuple(content["metrics"]), content["samples"])
@@ -242,16 +241,3 @@ class Sensitivity:
             if candidate not in self.candidates:
                 raise RecipeError(f"no candidate is called {candidate!r}; there are {', '.join(self.candidates)}")
         return config
-
-
-def _candidate(weight: Any, activation: Any, granularity: Any, **rest: Any) -> Candidate:
-    """A candidate from the fields of its parts, as JSON has them."""
-    return Candidate(_type(weight), _type(activation), Granularity(**granularity), **rest)
-
-
-def _type(fields: Mapping[str, Any] | None) -> QuantType | None:
-    """A type from its fields, in which JSON has made lists of tuples."""
-    if fields is None:
-        return None
-    listed: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
-    return QuantType(**listed)

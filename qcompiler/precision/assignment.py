@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
+import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
+from qcompiler import json_files
 from qcompiler.candidates import Candidate
-from qcompiler.debug import dumps
 from qcompiler.errors import RecipeError
-from qcompiler.numerics.types import QuantType
-from qcompiler.recipe import Granularity, Rule
+from qcompiler.names import nearest
+from qcompiler.recipe import Rule
 
 #: The first entry of a file.
 FORMAT = "qcompiler precision 1"
@@ -66,8 +64,8 @@ class Assignment:
     def __post_init__(self) -> None:
         for layer, choice in self.layers.items():
             if choice.candidate not in self.candidates:
-                near = _nearest(choice.candidate, self.candidates)
-                raise RecipeError(f"layer {layer} is to be {choice.candidate!r}, which is no candidate; {near}")
+                near = nearest(choice.candidate, self.candidates)
+                raise RecipeError(f"layer {layer} is to be {choice.candidate!r}, which is no candidate{near}")
 
     @property
     def config(self) -> dict[str, str]:
@@ -86,11 +84,16 @@ class Assignment:
         """
         for layer in self.layers:
             if layer not in layers:
-                raise RecipeError(f"precision is given for {layer!r}, which is no layer; {_nearest(layer, layers)}")
+                raise RecipeError(f"precision is given for {layer!r}, which is no layer{nearest(layer, layers)}")
 
-    def save(self, path: str | Path) -> None:
-        """Writes the assignment as JSON: edit a layer's `type`, and give the file to `qc.Recipe(precision=path)`."""
-        dumps.write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the assignment as JSON: edit a layer's `type`, and give the file to `qc.Recipe(precision=path)`.
+
+        Raises:
+          RecipeError: a number is NaN or infinite.
+          OSError: the file cannot be written; what it held before stays.
+        """
+        json_files.write(path, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """The content of a file: what `from_json` reads."""
@@ -104,7 +107,7 @@ class Assignment:
             "measured_loss": self.measured_loss,
             "measurements": self.measurements,
             "noise": self.noise,
-            "candidates": {name: _candidate_json(c) for name, c in self.candidates.items()},
+            "candidates": {name: c.to_json() for name, c in self.candidates.items()},
             "layers": {
                 layer: {
                     "type": choice.candidate,
@@ -126,14 +129,15 @@ class Assignment:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise RecipeError(f"no precision file: it says no format {FORMAT!r}")
         fields = {k: v for k, v in data.items() if k != "format"}
-        _check_keys(fields, [f.name for f in dataclasses.fields(cls)], "the file")
+        json_files.check_keys(fields, [f.name for f in dataclasses.fields(cls)], "the precision file")
         if lacking := {"candidates", "layers"} - fields.keys():
             raise RecipeError(f"the precision file has no {min(lacking)!r}")
-        candidates = {name: _candidate_of(name, c) for name, c in fields.pop("candidates").items()}
+        given = fields.pop("candidates")
+        candidates = {name: Candidate.from_json(c, f"candidate {name}") for name, c in given.items()}
         layers = {}
         for layer, row in fields.pop("layers").items():
             row = {"type": row} if isinstance(row, str) else dict(row)
-            _check_keys(row, ("type", "losses", "costs", "reason"), f"layer {layer}")
+            json_files.check_keys(row, ("type", "losses", "costs", "reason"), f"layer {layer}")
             if "type" not in row:
                 raise RecipeError(f"the precision file says no type for layer {layer}")
             layers[layer] = Choice(row.pop("type"), **row)
@@ -169,53 +173,17 @@ class Assignment:
         return lines
 
 
-def load(path: str | Path) -> Assignment:
+def load(path: str | os.PathLike[str]) -> Assignment:
     """The assignment that a file holds; see `Assignment.save`.
 
     Raises:
       RecipeError: no such file, no JSON, or nothing that `Assignment.from_json` takes.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json_files.read(path)
     except OSError as error:
         raise RecipeError(f"the precision file {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise RecipeError(f"the precision file {path} is no JSON: {error}") from error
     try:
         return Assignment.from_json(data)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
-
-
-def _candidate_json(candidate: Candidate) -> dict[str, Any]:
-    """Fields that are not at their defaults."""
-    defaults = Candidate()
-    fields = {f.name: getattr(candidate, f.name) for f in dataclasses.fields(candidate)}
-    return {
-        name: dataclasses.asdict(value) if isinstance(value, QuantType | Granularity) else value
-        for name, value in fields.items()
-        if value != getattr(defaults, name)
-    }
-
-
-def _candidate_of(name: str, data: Mapping[str, Any]) -> Candidate:
-    what = f"candidate {name}"
-    _check_keys(data, [f.name for f in dataclasses.fields(Candidate)], what)
-    made: dict[str, Any] = dict(data)
-    kinds: dict[str, Any] = {"weight": QuantType, "activation": QuantType, "granularity": Granularity}
-    for field, kind in kinds.items():
-        if isinstance(value := made.get(field), Mapping):
-            _check_keys(value, [f.name for f in dataclasses.fields(kind)], f"{field} of {what}")
-            made[field] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
-    return Candidate(**made)
-
-
-def _check_keys(data: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    for key in data:
-        if key not in known:
-            raise RecipeError(f"{where} has an unknown entry {key!r}; {_nearest(key, known)}")
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.0)
-    return f"the nearest are {', '.join(close)}" if close else "there are none"

@@ -255,7 +255,7 @@ def test_wildcards_match_names_of_the_file(tmp_path):
 def test_names_that_the_model_does_not_have(tmp_path):
     document = {"activation_encodings": {"block_1/dot_general#7": {"dtype": "int16"}}}
     with pytest.raises(
-        qc.RecipeError, match=r"1 encodings are of nothing.*\n  block_1/dot_general#7; near it: block_1/dot"
+        qc.RecipeError, match=r"1 encodings are of nothing.*\n  block_1/dot_general#7; nearest: 'block_1/dot"
     ):
         quantized(document, tmp_path)
     with pytest.raises(qc.RecipeError, match=re.escape("conv_9.*")):
@@ -308,5 +308,5 @@ def test_supergroups(tmp_path):
     relu, sigmoid = qmodel.report.supergroups
     assert relu.disagree == ("block_1/dot_general#0",) and relu.agree == 0
     assert sigmoid.disagree == ("block_2/dot_general#0 -> block_2/logistic#0",)
-    with pytest.raises(qc.RecipeError, match="no op of a supergroup is called 'Rleu'; near it: Relu"):
+    with pytest.raises(qc.RecipeError, match="no op of a supergroup is called 'Rleu'; nearest: 'Relu'"):
         quantized({"supergroups": [{"op_list": ["Conv", "Rleu"]}]}, tmp_path)

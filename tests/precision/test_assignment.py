@@ -64,16 +64,16 @@ def test_a_file_can_be_written_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda d: d["layers"].update({"stam/conv_general_dilated#0": "int8"}), f"no layer; the nearest are {STEM}"),
-        (lambda d: d["layers"][HEAD].update(type="int44"), "'int44', which is no candidate; the nearest are int4"),
+        (lambda d: d["layers"].update({"stam/conv_general_dilated#0": "int8"}), f"no layer; nearest: '{STEM}'"),
+        (lambda d: d["layers"][HEAD].update(type="int44"), "'int44', which is no candidate; nearest: 'int4'"),
         (lambda d: d["layers"][HEAD].pop("type"), f"no type for layer {HEAD}"),
-        (lambda d: d["layers"][HEAD].update(typ="int4"), "unknown entry 'typ'; the nearest are type"),
+        (lambda d: d["layers"][HEAD].update(typ="int4"), "unknown key 'typ'; nearest: 'type'"),
         (lambda d: d.update(format="other"), "says no format"),
-        (lambda d: d.update(layer={}), "unknown entry 'layer'; the nearest are layers"),
+        (lambda d: d.update(layer={}), "unknown key 'layer'; nearest: 'layers'"),
         (lambda d: d.pop("layers"), "has no 'layers'"),
         (
             lambda d: d["candidates"]["int4"]["weight"].update(bit=3),
-            "weight of candidate int4 has an unknown entry 'bit'",
+            "weight of candidate int4: unknown key 'bit'; nearest: 'bits'",
         ),
         (lambda d: d["candidates"]["int4"]["weight"].update(bits=9), "at most 8 there"),
     ],
