@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from qcompiler import tiers
 from qcompiler.errors import RecipeError
 from qcompiler.numerics import ranges
 
@@ -37,7 +38,8 @@ class Tiers:
     Attributes:
       high, medium, low: estimators of the three tiers.
       shares: of the layers, most sensitive first, that are high and medium; the rest is low.
-      criticality: glob on a layer's id -> weight of its sensitivity; the first that matches, 1 if none does.
+      criticality: glob on a layer's id or module path -> weight of its sensitivity; the first that matches, 1 if none
+        does.
       batches: calibration batches from which gradients are taken, at most.
 
     Raises:
@@ -52,13 +54,8 @@ class Tiers:
     batches: int = 2
 
     def __post_init__(self) -> None:
-        if len(self.shares) != 2 or min(self.shares) < 0 or sum(self.shares) > 1:
-            raise RecipeError(
-                f"shares are those of the high and the medium tier, at most 1 together; got {self.shares}"
-            )
-        if wrong := {k: v for k, v in self.criticality.items() if not v > 0}:
-            raise RecipeError(f"criticality is a positive weight per glob, got {wrong}")
-        for name in ("high", "medium", "low"):
+        tiers.check(self.shares, self.criticality)
+        for name in tiers.TIERS:
             object.__setattr__(self, name, estimator(getattr(self, name)))
         if self.batches < 1:
             raise RecipeError(f"gradients need at least one batch, got batches={self.batches}")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qcompiler import tiers
 from qcompiler.candidates import Candidate
 from qcompiler.errors import QuantizationError, RecipeError
 from qcompiler.losses import sqnr_db
 
 MODES = ("one_quantized", "one_float")
-TIERS = ("high", "medium", "low")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,29 +124,15 @@ class Sensitivity:
           share: of the layers that are high and medium.
           metric: the first one, unless named.
           candidate: by whose losses layers are compared; the first one, unless named.
-          criticality: glob on a layer's module path or id -> factor on its losses; the first that matches.
+          criticality: glob on a layer's id or module path -> factor on its losses; the first that matches.
 
         Raises:
           RecipeError: shares that are none, a glob without layers, an unknown metric or candidate.
         """
-        if len(share) != 2 or not all(0 <= s <= 1 for s in share) or sum(share) > 1 + 1e-9:
-            raise RecipeError(f"share is that of high and of medium layers, at most 1 together; got {share!r}")
         candidate = next(iter(self.candidates)) if candidate is None else candidate
         self._config(candidate)
-        critical = dict(criticality or {})
-        paths = {row.layer: row.module_path for row in self.rows}
-        for glob in critical:
-            if not fnmatch.filter(paths.values(), glob):
-                raise RecipeError(
-                    f"no layer is under {glob!r}; they are under {', '.join(sorted(set(paths.values())))}"
-                )
-        factor = lambda layer: next((f for g, f in critical.items() if fnmatch.fnmatchcase(paths[layer], g)), 1.0)
-        table = self.table(metric)
-        ordered = sorted(table, key=lambda layer: -factor(layer) * table[layer][candidate])
-        high = round(share[0] * len(ordered))
-        medium = round((share[0] + share[1]) * len(ordered))
-        parts = (ordered[:high], ordered[high:medium], ordered[medium:])
-        return {tier: tuple(part) for tier, part in zip(TIERS, parts, strict=True)}
+        losses = {layer: of_layer[candidate] for layer, of_layer in self.table(metric).items()}
+        return tiers.split(losses, share, criticality or {})
 
     def __str__(self) -> str:
         mode = next(m for m in MODES if self.metrics[0] in getattr(self.rows[0], m))

@@ -270,8 +270,8 @@ def test_products_of_activations_know_no_weight_type():
     names = ["float32", *NAMED]
     same = {names[row]: names[network.same_as(layer.id, row)] for row in range(1, len(names))}
     assert same == {
-        "int4": "int4", "int8": "int4", "int16": "int16", "float16": "float16", "bfloat16": "bfloat16",
-        "float32": "float32",
+        "int4": "int4", "int4_group32": "int4", "int8": "int4", "int16": "int16",
+        "float16": "float16", "bfloat16": "bfloat16", "float32": "float32",
     }  # fmt: skip
 
 
@@ -369,7 +369,7 @@ def test_bad_questions(measured):
         measured.measure("int5")
     with pytest.raises(qc.RecipeError, match="'fisher_mse' was not measured"):
         measured.table("fisher_mse")
-    with pytest.raises(qc.RecipeError, match="no layer is under 'stern"):
+    with pytest.raises(qc.RecipeError, match="criticality of 'stern\\*' is of no layer"):
         measured.tiers(criticality={"stern*": 2.0})
     with pytest.raises(qc.RecipeError, match="share"):
         measured.tiers((0.8, 0.4))

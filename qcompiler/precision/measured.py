@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from qcompiler.debug import dumps
+from qcompiler import json_files
 from qcompiler.errors import RecipeError
 from qcompiler.precision.knapsack import Problem
 
@@ -43,21 +44,19 @@ class Measured:
             self._known = self._read(self._path)
 
     def __call__(self, config: Mapping[str, str]) -> float:
-        """The loss of a configuration."""
+        """The loss of a configuration; infinite where it is no number, so that every other is better."""
         name = ",".join(config[layer] for layer in self._layers)
         if name not in self._known:
-            self._known[name] = float(self._measure(config))
+            loss = float(self._measure(config))
+            self._known[name] = math.inf if math.isnan(loss) else loss
             if self._path is not None:
-                # Written anew after each: it is small beside what a measurement takes.
-                content = {"format": FORMAT, "key": self._key, "losses": self._known}
-                dumps.write_text(self._path, json.dumps(content, indent=1) + "\n")
+                # Written anew after each: it is small beside what a measurement takes. JSON has no infinity.
+                losses = {n: x if math.isfinite(x) else None for n, x in self._known.items()}
+                json_files.write(self._path, {"format": FORMAT, "key": self._key, "losses": losses})
         return self._known[name]
 
     def _read(self, path: Path) -> dict[str, float]:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RecipeError(f"the checkpoint {path} is no JSON: {error}") from error
+        content = json_files.read(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise RecipeError(f"{path} is no checkpoint of a search: it says no format {FORMAT!r}")
         if content.get("key") != self._key:
@@ -65,4 +64,7 @@ class Measured:
                 f"the checkpoint {path} is of another network, other candidates or other calibration data: delete it, "
                 "or name another file"
             )
-        return dict(content["losses"])
+        losses = content.get("losses")
+        if not isinstance(losses, dict) or not all(x is None or isinstance(x, int | float) for x in losses.values()):
+            raise RecipeError(f"the checkpoint {path} is damaged: it has no losses; delete it to search anew")
+        return {name: math.inf if x is None else float(x) for name, x in losses.items()}

@@ -1,6 +1,8 @@
 """A search that is interrupted goes on where it was, and ends with the same result."""
 
 import itertools
+import json
+import math
 
 import pytest
 
@@ -56,14 +58,27 @@ def test_a_finished_search_measures_nothing_again(tmp_path):
     assert _search(again, path) == expected and not again.seen
 
 
+def test_a_loss_that_is_no_number_loses_to_every_other(tmp_path):
+    """Without counting as infinite, NaN would be compared with, found no worse, and kept."""
+    path, start = tmp_path / "search.json", knapsack.solve(PROBLEM)
+    measure = lambda config: float("nan") if config == start else _interacting(config)
+    found = repair(PROBLEM, start, Measured(measure, PROBLEM, path), measurements=24)
+    assert found.first == math.inf and math.isfinite(found.loss) and found.config != start
+    assert repair(PROBLEM, start, Measured(_interacting, PROBLEM, path), measurements=24) == found
+
+
 def test_files_of_something_else_are_refused(tmp_path):
     path = tmp_path / "search.json"
     _search(_Runs(), path)
+    whole = path.read_text()
     other = Problem({**LOSSES, "l0": {"int4": 9.0, "int8": 0.0}}, {"bits": BITS}, {"bits": 36.0})
     with pytest.raises(RecipeError, match="of another network, other candidates or other calibration data"):
         Measured(_interacting, other, path)
     path.write_text("{}")
     with pytest.raises(RecipeError, match="is no checkpoint of a search"):
+        Measured(_interacting, PROBLEM, path)
+    path.write_text(json.dumps({**json.loads(whole), "losses": {"int4": "much"}}))
+    with pytest.raises(RecipeError, match="is damaged: it has no losses"):
         Measured(_interacting, PROBLEM, path)
     path.write_text("{")
     with pytest.raises(RecipeError, match="is no JSON"):
