@@ -12,8 +12,9 @@ from typing import Any
 
 from qcompiler import json_files
 from qcompiler.errors import QuantizationError, RecipeError
+from qcompiler.granularity import Granularity
 from qcompiler.numerics.types import ACTIVATION, STREAM, WEIGHT, QuantType
-from qcompiler.recipe import Granularity, Rule
+from qcompiler.rules import Rule
 
 #: Floats in which a layer may stay, and the bits of one number.
 FLOAT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}

@@ -5,233 +5,22 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from qcompiler import granularity as granularities
+from qcompiler import precision as precisions
 from qcompiler import range_choice as range_choices
 from qcompiler import rounding as roundings
 from qcompiler.errors import RecipeError
-from qcompiler.ir.patterns import matches
+from qcompiler.granularity import GRANULARITIES as GRANULARITIES
+from qcompiler.granularity import Granularity as Granularity
 from qcompiler.numerics.encoding import Encoding
-from qcompiler.numerics.fixed_range import FixedRange
 from qcompiler.numerics.ranges import Estimator, MinMax
-from qcompiler.numerics.types import (
-    ACTIVATION,
-    INDEX,
-    LARGEST_SCALE,
-    SMALLEST_SCALE,
-    STREAM,
-    WEIGHT,
-    QuantType,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Granularity:
-    """Which elements of a weight share a scale and a zero point.
-
-    Attributes:
-      channel_group: so many consecutive output channels; 1: each has its own; None: all share one, per tensor. Of a
-        weight with several channel dimensions (heads and features), those along the last in the result are grouped.
-      input_group: so many consecutive weights of a channel, along what a product sums over, share a step and a zero
-        point of their own; the steps are integer multiples of the channel's scale, so that sums stay int32
-        (`numerics.groups`). A kernel of fewer input channels has neighbouring taps in its groups. None: one group. A
-        weight whose channels have no more elements than that has one group, as have weights of 7 and 8 bits, whose
-        steps are those of int8 itself.
-
-    Raises:
-      RecipeError: a group is of less than 1.
-    """
-
-    channel_group: int | None = 1
-    input_group: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, what in (("channel_group", "channels"), ("input_group", "weights")):
-            size = getattr(self, name)
-            if size is not None and not (isinstance(size, int) and size >= 1):
-                raise RecipeError(f"{name} is a number of {what} of at least 1, or None; got {size!r}")
-
-
-#: Granularities that have a name.
-GRANULARITIES = {
-    "tensor": Granularity(channel_group=None),
-    "channel": Granularity(),
-    **{f"group{n}": Granularity(input_group=n) for n in (32, 64, 128)},
-}
-
-#: Most bits of what the integer backend reads: products are of int8 (an int16 activation as two of them), and a table
-#: has at most 4,096 entries.
-MOST_BITS = {"weight": 8, "activation": 16, "stream": 16, "index": 12, "output": 16}
-
-#: Floats in which a layer can be kept; True means what the model has.
-FLOATS = (True, "float32", "bfloat16", "float16")
-
-
-def _granularity(which: str | Granularity) -> Granularity:
-    if isinstance(which, Granularity):
-        return which
-    if not isinstance(which, str) or which not in GRANULARITIES:
-        known = ", ".join(map(repr, sorted(GRANULARITIES)))
-        raise RecipeError(f"unknown granularity {which!r}; known: {known}, or pass a qc.Granularity")
-    return GRANULARITIES[which]
-
-
-def _check_type(role: str, what: str, qtype: Any) -> None:
-    """Raises `RecipeError` unless it is a type for a whole operand that the backend has integers for."""
-    if not isinstance(qtype, QuantType):
-        raise RecipeError(f"the {what} is a qc.QuantType, got {qtype!r}")
-    if qtype.bits > MOST_BITS[role]:
-        most = MOST_BITS[role]
-        raise RecipeError(
-            f"the {what} {qtype.name} has {qtype.bits} bits; the integer backend takes at most {most} there"
-        )
-    if qtype.axis:
-        where = "weights get theirs per layer from `granularity`" if role == "weight" else "activations have none"
-        raise RecipeError(f"the {what} has axis={qtype.axis}: {where}")
-
-
-def _estimator(which: Any) -> Estimator:
-    """The estimator of a name, of `(low, high)`, or the estimator itself."""
-    try:
-        if isinstance(which, tuple | list):
-            low, high = which
-            return FixedRange(float(low), float(high))
-        return range_choices.estimator(which)
-    except (TypeError, ValueError, RecipeError) as error:
-        raise RecipeError(f"a range is (low, high), the name of an estimator, or an estimator: {error}") from error
-
-
-def check_encoding(encoding: Encoding, what: str) -> None:
-    """Raises `RecipeError` unless its numbers can turn codes into reals; `what` begins the message."""
-    scale, zero, qtype = np.asarray(encoding.scale), np.asarray(encoding.zero_point), encoding.type
-    if not scale.size or not (np.isfinite(scale) & (scale >= SMALLEST_SCALE) & (scale <= LARGEST_SCALE)).all():
-        raise RecipeError(
-            f"{what} has scales that are no numbers from {SMALLEST_SCALE:.3g} to {LARGEST_SCALE:.3g}: "
-            f"{scale.ravel()[:4]}"
-        )
-    if zero.dtype.kind not in "iu" or zero.size not in (1, scale.size):
-        raise RecipeError(f"{what} has {zero.size} zero points of {zero.dtype} for {scale.size} scales")
-    if ((zero < qtype.qmin) | (zero > qtype.qmax)).any() or (qtype.symmetric and zero.any()):
-        allowed = "0" if qtype.symmetric else f"{qtype.qmin} to {qtype.qmax}"
-        raise RecipeError(f"{what} has zero points that {qtype.name} cannot hold: {zero.ravel()[:4]}, not {allowed}")
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Rule:
-    r"""What to do with the layers that match; the first rule that matches a layer decides.
-
-    A pattern is a glob, or a compiled `re.Pattern`, which must match the whole text.
-
-    Attributes:
-      path: pattern of the module path (`encoder/*/mlp*`); `*` matches everything, the empty path too.
-      primitive: pattern of the primitive (`dot_general`, `conv*`).
-      weight: type of the weights, or None for the recipe's.
-      activation: type of the operands of products, or None for the recipe's.
-      granularity: of the weights, a name or a `Granularity`, or None for the recipe's.
-      keep_float: leave the layer in float (an island): True, as the model has it, or computed in `float32`, `bfloat16`
-        or `float16`, its weights stored so.
-      shape: pattern of the weight's shape as the program holds it: `3x3x*x64` or `re.compile(r"1x1x\d+x\d+")`. A layer
-        without weights has the empty shape.
-      activation_range: of what the layer reads: `(low, high)`, the name of an estimator, an estimator, or an
-        `Encoding`, which gives the type of the operands of products as well; None for the recipe's. Another layer that
-        reads the same value in the same type reads it so, too: it is stored once. With `(low, high)` no
-        `activation_sqnr` widens the type.
-      weight_range: the same of the weights, an estimator for each channel or group of its own.
-
-    Raises:
-      RecipeError: an attribute is of the wrong kind, a type has no integers in the backend, or layers are kept in float
-        and given types as well.
-    """
-
-    path: str | re.Pattern[str] = "*"
-    primitive: str | re.Pattern[str] = "*"
-    weight: QuantType | None = None
-    activation: QuantType | None = None
-    granularity: str | Granularity | None = None
-    keep_float: bool | str = False
-    shape: str | re.Pattern[str] = "*"
-    activation_range: str | tuple[float, float] | Estimator | Encoding | None = None
-    weight_range: str | tuple[float, float] | Estimator | Encoding | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("path", "primitive", "shape"):
-            if not isinstance(getattr(self, name), str | re.Pattern):
-                raise RecipeError(
-                    f"{name} of a rule is a glob such as 'head*', or a compiled re.Pattern; got {getattr(self, name)!r}"
-                )
-        names = ("weight", "activation", "granularity", "activation_range", "weight_range")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if "granularity" in given:
-            object.__setattr__(self, "granularity", _granularity(given["granularity"]))
-        for role in ("activation", "weight"):
-            if role in given:
-                _check_type(role, f"{role} type of a rule", given[role])
-            range_ = given.get(f"{role}_range")
-            if isinstance(range_, Encoding):
-                check_encoding(range_, f"{role}_range of a rule")
-                if role in given and (given[role].bits, given[role].symmetric) != (
-                    range_.type.bits,
-                    range_.type.symmetric,
-                ):
-                    raise RecipeError(
-                        f"a rule for {self.path!r} gives {role}s the type {given[role].name} and an encoding of "
-                        f"{range_.type.name}: drop one of the two"
-                    )
-            elif range_ is not None:
-                object.__setattr__(self, f"{role}_range", _estimator(range_))
-        if self.keep_float not in (False, *FLOATS):
-            raise RecipeError(f"keep_float is True, False, {', '.join(map(repr, FLOATS[1:]))}, got {self.keep_float!r}")
-        if self.keep_float and given:
-            raise RecipeError(
-                f"a rule for {self.path!r} keeps layers in float and gives them a {', a '.join(given)}: "
-                "drop one of the two"
-            )
-
-    def matches(self, region_id: str, shape: str | None = None) -> bool:
-        """Whether the rule speaks of the region with this id.
-
-        Args:
-          region_id: `path/primitive#occurrence`.
-          shape: of its weight, `3x3x64x64`, empty without one; None where it is not known.
-
-        Raises:
-          ValueError: the rule has a shape, and that of the region is not known.
-        """
-        if shape is None and self.shape != "*":
-            raise ValueError(f"whether {self} matches {region_id} depends on the shape of its weight")
-        path, _, name = region_id.rpartition("/")
-        texts = ((self.path, path), (self.primitive, name.partition("#")[0]), (self.shape, shape or ""))
-        return all(matches(pattern, text) for pattern, text in texts)
-
-    def __repr__(self) -> str:
-        given = (
-            (f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
-        )
-        return f"Rule({', '.join(f'{name}={value!r}' for name, value in given)})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Supergroup:
-    """Ops in a row, each reading the one before, that are one: what they hand on among themselves is not quantized.
-
-    Attributes:
-      ops: names as ONNX has them (`Conv`, `Relu`), at least two.
-      fuse: False: they are not one, so each result is quantized.
-    """
-
-    ops: tuple[str, ...]
-    fuse: bool = True
-
-    def __post_init__(self) -> None:
-        ops = tuple(self.ops) if isinstance(self.ops, Sequence) and not isinstance(self.ops, str) else ()
-        if len(ops) < 2 or not all(isinstance(op, str) for op in ops):
-            raise RecipeError(
-                f"the ops of a supergroup are at least two names such as ('Conv', 'Relu'); got {self.ops!r}"
-            )
-        object.__setattr__(self, "ops", ops)
+from qcompiler.numerics.types import ACTIVATION, INDEX, STREAM, WEIGHT, QuantType
+from qcompiler.rules import MOST_BITS, check_encoding, check_type, estimator_of
+from qcompiler.rules import Rule as Rule
+from qcompiler.rules import Supergroup as Supergroup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,20 +94,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.precision is not None:
-            # Precision speaks of candidates, which are made of rules.
-            from qcompiler.precision import named as precision_named
-
-            object.__setattr__(self, "precision", precision_named(self.precision))
+            object.__setattr__(self, "precision", precisions.named(self.precision))
         for role in MOST_BITS:
-            _check_type(role, f"{role} type", getattr(self, role))
-        object.__setattr__(self, "granularity", _granularity(self.granularity))
+            check_type(role, f"{role} type", getattr(self, role))
+        object.__setattr__(self, "granularity", granularities.named(self.granularity))
         object.__setattr__(self, "rounding", roundings.named(self.rounding))
         if self.bias_correction not in (None, "empirical", "analytic"):
             raise RecipeError(
                 f"unknown bias_correction {self.bias_correction!r}; known: 'analytic', 'empirical', or None for none"
             )
         for estimator in (self.activation_range, self.index_range, self.stream_range):
-            _estimator(estimator)
+            estimator_of(estimator)
         object.__setattr__(self, "ranges", range_choices.named(self.ranges))
         rules = (self.rules,) if isinstance(self.rules, Rule) else tuple(self.rules)
         if wrong := [r for r in rules if not isinstance(r, Rule)]:
@@ -344,7 +130,7 @@ class Recipe:
     def estimator_for(self, qtype: QuantType) -> Estimator:
         """The range estimator for values of a type."""
         by_bits = self.activation_range if qtype.bits <= 8 else self.index_range
-        return _estimator(self.stream_range if qtype.bits > MOST_BITS["index"] else by_bits)
+        return estimator_of(self.stream_range if qtype.bits > MOST_BITS["index"] else by_bits)
 
     def rule_for(self, region_id: str, shape: str | None = None) -> Rule | None:
         """The first rule that matches a region; see `Rule.matches`."""
@@ -386,7 +172,7 @@ class Recipe:
     @property
     def equalizes(self) -> bool:
         """Whether the equalize pass runs."""
-        return _granularity(self.granularity).channel_group is None if self.equalize is None else self.equalize
+        return granularities.named(self.granularity).channel_group is None if self.equalize is None else self.equalize
 
     @property
     def migrates(self) -> bool:

@@ -89,7 +89,16 @@ TOP = (
     "pipeline",
     "__main__",
     "candidates",
+    "data_passes",
+    "granularity",
+    "interchange",
+    "precision",
+    "recipe_files",
+    "rules",
     "sensitivity",
+    "sensitivity_table",
+    "stages",
+    "strategy",
     "switchable",
 )
 

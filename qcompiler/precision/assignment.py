@@ -11,7 +11,7 @@ from qcompiler import json_files
 from qcompiler.candidates import Candidate
 from qcompiler.errors import RecipeError
 from qcompiler.names import nearest
-from qcompiler.recipe import Rule
+from qcompiler.rules import Rule
 
 #: The first entry of a file.
 FORMAT = "qcompiler precision 1"
