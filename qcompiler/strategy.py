@@ -18,12 +18,14 @@ from typing import Any
 
 from qcompiler import target as targets
 from qcompiler.calls import batches_of, first_of
+from qcompiler.candidates import Candidate
 from qcompiler.characteristics import Characteristics, WeightUse, measured
 from qcompiler.errors import RecipeError
 from qcompiler.flax_adapter import source_of
 from qcompiler.ir import Program
-from qcompiler.numerics.types import STREAM, WEIGHT, QuantType
-from qcompiler.recipe import GRANULARITIES, Recipe
+from qcompiler.numerics.types import ACTIVATION, STREAM, WEIGHT, QuantType
+from qcompiler.precision import Precision
+from qcompiler.recipe import Recipe
 
 #: Bits per weight that steps of groups of 32 add: one int8 each.
 _GROUP_BITS = 8 / 32
@@ -101,6 +103,20 @@ def _low(bits: int) -> QuantType:
 
 def _grouped(c: Characteristics, k: Constraints) -> bool:
     return _bits(c, k) <= 4 and k.average_bits(c) >= _bits(c, k) + _GROUP_BITS
+
+
+def _fractional(c: Characteristics, k: Constraints) -> bool:
+    """Whether all weights alike would leave a fraction of a bit that the size allows."""
+    return k.size is not True and _bits(c, k) < k.average_bits(c) < 8
+
+
+def _by_sensitivity(c: Characteristics, k: Constraints) -> Precision:
+    """Widths around the one that all weights can have, and 8 bits, for as many bits on average as the size allows."""
+    bits, grouped = _bits(c, k), _grouped(c, k)
+    activation, granularity = STREAM if k.careful else ACTIVATION, "group32" if grouped else "channel"
+    widths = sorted({max(2, bits - 1), bits, bits + 1, 8})
+    candidates = {f"int{n}": Candidate(_low(n), activation, granularity) for n in widths}
+    return Precision(candidates, weight_bits=k.average_bits(c) - (_GROUP_BITS if grouped else 0))
 
 
 def _room(c: Characteristics, k: Constraints, chosen: Sequence[WeightUse]) -> bool:
@@ -184,8 +200,8 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "the size allows a fraction of a bit more than that",
-        lambda c, k: k.size is not True and _bits(c, k) < k.average_bits(c) < 8,
-        lambda c, k: {"precision": k.average_bits(c)},
+        _fractional,
+        lambda c, k: {"precision": _by_sensitivity(c, k)},
         "spent where it helps: types per layer by measured sensitivity, as many bits on average",
     ),
     Row(
@@ -208,7 +224,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "4 bits or fewer, and room for depthwise kernels, the first and the last layer, or embeddings",
-        lambda c, k: _bits(c, k) <= 4 and bool(_kept(c, k)),
+        lambda c, k: _bits(c, k) <= 4 and not _fractional(c, k) and bool(_kept(c, k)),
         _at_eight,
         "they are the most sensitive, and a tenth of the weights at most",
     ),
@@ -228,9 +244,8 @@ class Reason:
 class Recommendation:
     """Attributes:
 
-    recipe: with all that is advised and that a recipe has a field for.
+    recipe: with all that is advised.
     reasons: the rows of the guide that apply.
-    missing: field -> value that is advised, of fields that this version's recipe does not have; empty otherwise.
     characteristics: what the program is made of.
     constraints: what was asked.
     weight_bytes: of the weights in the bits that are advised, counted as `Constraints.size` is.
@@ -238,7 +253,6 @@ class Recommendation:
 
     recipe: Recipe
     reasons: tuple[Reason, ...]
-    missing: Mapping[str, Any]
     characteristics: Characteristics
     constraints: Constraints
     weight_bytes: int
@@ -248,13 +262,12 @@ class Recommendation:
         for reason in self.reasons:
             settings = ", ".join(f"{name}={_short(value)}" for name, value in reason.settings.items())
             lines += [f"  {settings}", f"    {reason.when}: {reason.why}"]
-        if self.missing:
-            lines.append("advised, but no field of this version's recipe")
-            lines += [f"  {name}={_short(value)}" for name, value in self.missing.items()]
         return "\n".join(lines)
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, Precision):
+        return f"{', '.join(value.by_name)}, {value.weight_bits:.3g} bits on average"
     if isinstance(value, QuantType):
         return value.name
     if isinstance(value, Mapping):
@@ -310,26 +323,14 @@ def advise(program: Program, constraints: Constraints) -> Recommendation:
         by |= dict.fromkeys(settings, row)
     standing = [(row, {name: advice[name] for name in advice if by[name] is row}) for row in rows]
     reasons = tuple(Reason(row.when, settings, row.why) for row, settings in standing if settings)
-    recipe, missing = applied(advice)
-    return Recommendation(recipe, reasons, missing, c, constraints, _bytes(c, advice))
-
-
-def applied(advice: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of an advice, and what of it no recipe has a field for.
-
-    The one place that knows which fields and names there are. The advice on `precision` is a number, average bits,
-    which no field takes as it is.
-    """
-    known = {f.name for f in dataclasses.fields(Recipe)} - {"precision"}
-    missing = {name: value for name, value in advice.items() if name not in known}
-    if advice.get("granularity", "channel") not in GRANULARITIES:
-        missing["granularity"] = advice["granularity"]
-    return Recipe(**{name: value for name, value in advice.items() if name not in missing}), missing
+    return Recommendation(Recipe(**advice), reasons, c, constraints, _bytes(c, advice))
 
 
 def _bytes(c: Characteristics, advice: Mapping[str, Any]) -> int:
     """Bytes of the weights: codes packed, biases and what else stays in 32 bits, steps of groups."""
     kept = {key.removeprefix("*@") for key in advice.get("encodings", {})}
     group = _GROUP_BITS if advice.get("granularity") == "group32" else 0.0
-    bits = lambda w: 8 if {glob.escape(layer) for layer in w.layers} <= kept else advice["weight"].bits + group
+    precision = advice.get("precision")
+    others = group + (advice["weight"].bits if precision is None else precision.weight_bits)
+    bits = lambda w: 8 if {glob.escape(layer) for layer in w.layers} <= kept else others
     return math.ceil(sum(w.elements * bits(w) for w in c.weights) / 8) + 4 * c.other_elements
