@@ -14,6 +14,8 @@ VARIANTS: dict[str, qc.Recipe] = {
     "w8a8": qc.Recipe(activation_sqnr=None, pair_sqnr=None),
     # One scale per weight, and the ranges of its channels left as they are.
     "unequalized": qc.Recipe(granularity="tensor", equalize=False),
+    # One scale per weight, channels equalized, and the mean errors that are left taken out of the biases.
+    "per_tensor_corrected": qc.Recipe(granularity="tensor", equalize=True, bias_correction="empirical"),
     # Weights in 4 bits per channel, rounded to nearest.
     "w4a8": qc.Recipe(weight=_INT4),
     "w4a8_adaround": qc.Recipe(weight=_INT4, rounding="adaround"),

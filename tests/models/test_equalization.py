@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from draws import normal
 from flax import nnx
-from spread import spread_channels
 
 import qcompiler as qc
+from benchmarks.spread import spread_channels
 from qcompiler.debug.report import sqnr_db
 from qcompiler.models.layers import conv, norm
 from qcompiler.models.mobilenet import InvertedResidual
