@@ -161,7 +161,7 @@ def test_the_table_prints():
 @pytest.mark.parametrize(
     ("model", "constraints"),
     [
-        ((separable, SEPARABLE, IMAGES), {"size": 4000}),
+        pytest.param((separable, SEPARABLE, IMAGES), {"size": 4000}, marks=pytest.mark.slow),
         ((separable, SEPARABLE, IMAGES), {"size": True}),
         ((attention, ATTENTION, TOKENS), {"latency": True}),
     ],
