@@ -12,7 +12,8 @@ from qcompiler import ops
 from qcompiler.debug.report import sqnr_db
 from qcompiler.errors import CalibrationError, OverflowProofError
 from qcompiler.numerics.types import ACTIVATION, BIAS, INDEX, STREAM, QuantType
-from qcompiler.passes.insert_qdq import insert_qdq, weight_scale
+from qcompiler.passes._weight_pairs import weight_scale
+from qcompiler.passes.insert_qdq import insert_qdq
 from qcompiler.recipe import Recipe
 
 WEIGHTS = {"w": normal(8, 8), "v": normal(8, 8, seed=1), "b": normal(8, seed=2)}
