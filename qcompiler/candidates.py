@@ -80,7 +80,7 @@ class Candidate:
         """The fields that are not at their defaults, as JSON has them; see `from_json`."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {
-            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            name: dataclasses.asdict(value) if isinstance(value, QuantType | Granularity) else value
             for name, value in fields.items()
             if value != getattr(_REAL, name)
         }

@@ -115,7 +115,7 @@ class DataPass:
 
 
 def _ranges(program: Program, setting: Setting) -> choose_ranges.Ranges:
-    choice = setting.recipe.range_choice
+    choice: Any = setting.recipe.range_choice
     return _by_tier(setting, choice, program) if isinstance(choice, Tiers) else _by_error(setting, choice, program)
 
 

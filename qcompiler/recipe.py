@@ -165,9 +165,9 @@ class Recipe:
         return roundings.named(self.rounding)
 
     @property
-    def range_choice(self) -> range_choices.OutputError | range_choices.Tiers:
-        """How ranges are chosen, where the recipe has a way."""
-        return range_choices.named(self.ranges) or range_choices.OutputError()
+    def range_choice(self) -> range_choices.OutputError | range_choices.Tiers | None:
+        """How ranges are chosen beyond the estimators; None: not at all."""
+        return range_choices.named(self.ranges)
 
     @property
     def equalizes(self) -> bool:

@@ -80,7 +80,8 @@ class Layer:
         """
         if candidate.weight is None or not self.owns_weight:
             return 0
-        anchor, position = _regions.anchor_of(self.eqn), _regions.weight_position(self.eqn)
+        anchor: Any = _regions.anchor_of(self.eqn)
+        position: Any = _regions.weight_position(self.eqn)
         qtype = _granularity.weight_type(candidate.weight, candidate.granularity, anchor, position)
         blocks = lambda of: math.prod(-(-self.array.shape[d] // size) for d, size in of.blocks.items())
         numbers = 1 if qtype.symmetric else 2
@@ -96,11 +97,11 @@ def layers_of(program: Program) -> list[Layer]:
     for part, steps in _parts(program, 1):
         names, constants = part.weight_of, Constants(part)
         for eqn in part.eqns:
-            position = _regions.weight_position(eqn) if _regions.is_region(eqn) else None
+            position: Any = _regions.weight_position(eqn) if _regions.is_region(eqn) else None
             if position is None:
                 continue
-            anchor = _regions.anchor_of(eqn)
-            weight = eqn.invars[_regions.operand_index(eqn, anchor.invars[position])]
+            anchor: Any = _regions.anchor_of(eqn)
+            weight: Any = eqn.invars[_regions.operand_index(eqn, anchor.invars[position])]
             other = eqn.invars[_regions.operand_index(eqn, anchor.invars[1 - position])]
             name = names.get(weight, part.ids[weight])
             macs = sum(map(classes.multiply_adds, _compat.open_jaxpr(eqn.params["body"]).eqns))
