@@ -132,7 +132,7 @@ def _divided(walk: Walk, eqn: _compat.JaxprEqn) -> np.ndarray | None:
 def _reshape(walk: Walk, eqn: _compat.JaxprEqn, groups: np.ndarray) -> np.ndarray | None:
     if eqn.params.get("dimensions") is not None:
         return None
-    return reshaped(groups, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
+    return compressed(reshaped(groups, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape))
 
 
 @_of_one("squeeze")

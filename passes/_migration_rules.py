@@ -11,7 +11,6 @@ no factor: what is not linear, and sums and extremes along the channels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from qcompiler.ir import _compat
 from qcompiler.passes._migration_factors import RESULT, Choice, Demand, Mark, Rules, Spread
+from qcompiler.passes._scale_groups import reshaped
 
 _Alternatives = Sequence[Choice]
 _NONE: _Alternatives = ()
@@ -123,39 +123,12 @@ def _view(
     return rule
 
 
-def _reshaped(spread: Spread, labels: np.ndarray, shape: Sequence[int], new: Sequence[int]) -> np.ndarray:
-    """Labels of a value of `shape` after it is given the shape `new`.
-
-    Dimensions are compared in the smallest groups that hold as many elements on either side; a group in which labels do
-    not vary stays of size 1.
-    """
-    out = [1] * len(new)
-    groups, i, j = [], 0, 0
-    while i < len(shape) or j < len(new):
-        start, sizes = (i, j), [math.prod(shape[i : i + 1]), math.prod(new[j : j + 1])]
-        i, j = i + 1, j + 1
-        while sizes[0] != sizes[1]:
-            if sizes[0] < sizes[1]:
-                sizes[0], i = sizes[0] * shape[i], i + 1
-            else:
-                sizes[1], j = sizes[1] * new[j], j + 1
-        groups.append((range(start[0], min(i, len(shape))), range(start[1], min(j, len(new)))))
-    full = list(labels.shape)
-    for old, fresh in groups:
-        if any(labels.shape[d] > 1 for d in old):
-            for d in old:
-                full[d] = shape[d]
-            for d in fresh:
-                out[d] = new[d]
-    return np.broadcast_to(labels, full).reshape(out)
-
-
 def _reshape_forth(spread: Spread, eqn: _compat.JaxprEqn, labels: np.ndarray) -> np.ndarray:
-    return _reshaped(spread, labels, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
+    return reshaped(labels, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
 
 
 def _reshape_back(spread: Spread, eqn: _compat.JaxprEqn, labels: np.ndarray) -> np.ndarray:
-    return _reshaped(spread, labels, eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape)
+    return reshaped(labels, eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape)
 
 
 def _transpose_forth(spread: Spread, eqn: _compat.JaxprEqn, labels: np.ndarray) -> np.ndarray:

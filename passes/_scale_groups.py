@@ -95,19 +95,20 @@ def compressed(groups: np.ndarray) -> np.ndarray:
     return groups
 
 
-def reshaped(groups: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.ndarray:
-    """The groups of a value of shape `before` once it has shape `after`.
+def reshaped(labels: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.ndarray:
+    """The groups, or other labels, of a value of shape `before` once it has shape `after`.
 
-    Dimensions are spread out only where one that has several groups is merged with or split from others.
+    Dimensions are compared in the smallest runs that hold as many elements on either side; one in which labels do not
+    vary stays of size one.
     """
     spread, shape = [1] * len(before), [1] * len(after)
     for merged, split in _segments(before, after):
-        if any(groups.shape[d] > 1 for d in merged):
+        if any(labels.shape[d] > 1 for d in merged):
             for d in merged:
                 spread[d] = before[d]
             for d in split:
                 shape[d] = after[d]
-    return compressed(np.broadcast_to(groups, spread).reshape(shape))
+    return np.broadcast_to(labels, spread).reshape(shape)
 
 
 def _segments(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, range]]:

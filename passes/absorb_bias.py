@@ -23,7 +23,7 @@ from qcompiler.ir import _compat, classes, contraction, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
 from qcompiler.passes._replaced import Operand, with_constants
-from qcompiler.passes._scale_groups import reshaped
+from qcompiler.passes._scale_groups import compressed, reshaped
 from qcompiler.samples import Samples
 
 #: Deviations below the mean that a channel is taken to reach.
@@ -188,7 +188,7 @@ class _Finder:
             count = np.prod([eqn.invars[0].aval.shape[d] for d in axes])
             shift = shift.squeeze(axes) * (count if name == "reduce_sum" else 1.0)
         elif name == "reshape" and eqn.params.get("dimensions") is None:
-            shift = reshaped(shift, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
+            shift = compressed(reshaped(shift, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape))
         elif name == "transpose":
             shift = shift.transpose(eqn.params["permutation"])
         elif name == "broadcast_in_dim":
