@@ -17,7 +17,7 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -97,12 +97,12 @@ def layers_of(program: Program) -> list[Layer]:
     for part, steps in _parts(program, 1):
         names, constants = part.weight_of, Constants(part)
         for eqn in part.eqns:
-            position: Any = _regions.weight_position(eqn) if _regions.is_region(eqn) else None
+            position = _regions.weight_position(eqn) if _regions.is_region(eqn) else None
             if position is None:
                 continue
-            anchor: Any = _regions.anchor_of(eqn)
-            weight: Any = eqn.invars[_regions.operand_index(eqn, anchor.invars[position])]
-            other = eqn.invars[_regions.operand_index(eqn, anchor.invars[1 - position])]
+            anchor, operands = cast(Any, _regions.anchor_of(eqn)), cast(Any, eqn.invars)
+            weight = operands[_regions.operand_index(eqn, anchor.invars[position])]
+            other = operands[_regions.operand_index(eqn, anchor.invars[1 - position])]
             name = names.get(weight, part.ids[weight])
             macs = sum(map(classes.multiply_adds, _compat.open_jaxpr(eqn.params["body"]).eqns))
             found.append(
