@@ -77,11 +77,8 @@ def _shifted(stream: Stream, eqn: _compat.JaxprEqn, mark: Mark) -> None:
     x, *rest = eqn.invars
     if eqn.primitive.name == "add" and x in stream.constants:
         x, rest = rest[0], [x]
-    if (
-        eqn.primitive.name not in ("add", "sub")
-        or stream.mark_of(x) is None
-        or x.aval.shape != eqn.outvars[0].aval.shape
-    ):
+    sums = eqn.primitive.name in ("add", "sub") and stream.mark_of(x) is not None
+    if not sums or x.aval.shape != eqn.outvars[0].aval.shape:
         raise _refuse(eqn, "reads a norm's result beside a constant")
     value = stream.along(rest[0], mark)
     if value is None and (number := stream.constants.uniform(rest[0])) is not None:

@@ -52,14 +52,17 @@ def rotate(program: Program) -> Program:
             shifts[key[0]] = shift
     dropped = {key: kept for stream in streams for key, kept in stream.dropped.items()}
     names, ids = program.weight_of, program.ids
-    alone = {
-        k: names[v] for k in sites if (v := sites[k][0][0].eqn.invars[k[1]]) in names and program.use_count(v) == 1
-    }
+    read = {key: found[0][0].eqn.invars[key[1]] for key, found in sites.items()}
+    read = {key: v for key, v in read.items() if isinstance(v, _compat.Var) and v in names}
+    alone = {key: names[v] for key, v in read.items() if program.use_count(v) == 1}
     updates = {name: arrays[key] for key, name in alone.items() if arrays[key].shape == program.weights[name].shape}
 
     def rule(builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
         if id(eqn) in dropped:
             return [values[dropped[id(eqn)]]]
+        if eqn.outvars[0] in constants:
+            # What it is computed from is gone where only rotated constants were made of it.
+            return [None] * len(eqn.outvars) if any(x is None for x in values) else None
         positions = [k for k in range(len(eqn.invars)) if (id(eqn), k) in arrays]
         for k in positions:
             if alone.get((id(eqn), k)) not in updates:

@@ -32,9 +32,9 @@ def hadamard(n: int) -> np.ndarray | None:
 def randomized(n: int, seed: int = 0) -> tuple[np.ndarray, str]:
     """A random orthogonal matrix Q = diag(s) H / sqrt(n) with random signs s, whose entries are all of one magnitude.
 
-    A row times Q spreads each of its elements evenly over all (Ashkboos et al. 2024, "QuaRot", arXiv:2404.00456, section
-    3). Where no Hadamard matrix of order n is known here, H / sqrt(n) is the Kronecker product of that of the largest
-    power of two in n and a random orthogonal matrix for the rest.
+    A row times Q spreads each of its elements evenly over all (Ashkboos et al. 2024, "QuaRot", arXiv:2404.00456,
+    section 3). Where no Hadamard matrix of order n is known here, H / sqrt(n) is the Kronecker product of that of the
+    largest power of two in n and a random orthogonal matrix for the rest, and magnitudes differ.
 
     Returns:
       `float64[n, n]`, the same for the same n and seed; and what it is made of: `hadamard`,
