@@ -128,8 +128,8 @@ class Stream:
     @property
     def id(self) -> str:
         """Value id of the first value."""
-        first = next(v for eqn in self.program.eqns for v in eqn.outvars if v in self.marks)
-        return self.program.ids[first]
+        values = [*self.program.input_vars, *(v for eqn in self.program.eqns for v in eqn.outvars)]
+        return self.program.ids[next(v for v in values if v in self.marks)]
 
     def mark_of(self, atom: Any) -> Mark | None:
         """The mark of a value, None for others and for constants."""
@@ -146,14 +146,15 @@ class Stream:
                 raise Refused(f"{self._name(atom)} is read both with and without its norm's gain or mean")
             return
         made, shape = self.program.producer.get(atom), atom.aval.shape
+        if len(shape) <= mark.dim or shape[mark.dim] != self.channels:
+            raise Refused(f"{self._name(atom)} has no {self.channels} channels of its own")
+        # Growth goes on behind what is refused: a stream that is left has all its values and reasons, too.
+        self.marks[atom] = mark
+        self._todo += [*([] if made is None else [made]), *(user for user, _ in self.program.users.get(atom, ()))]
         if made is None:
             raise Refused(f"made of {self._name(atom)}")
         if not classes.is_float(atom) or atom.aval.dtype.itemsize < 4:
             raise Refused(f"{self._name(atom)} is {atom.aval.dtype}, which would round the rotated numbers otherwise")
-        if len(shape) <= mark.dim or shape[mark.dim] != self.channels:
-            raise Refused(f"{self._name(atom)} has no {self.channels} channels of its own")
-        self.marks[atom] = mark
-        self._todo += [made, *(user for user, _ in self.program.users.get(atom, ()))]
         if any(v is atom for v in self.program.outvars):
             raise Refused(f"{self._name(atom)} is a result")
 

@@ -105,11 +105,8 @@ def _streams(program: Program, constants: Constants) -> tuple[list[Stream], dict
         if any(v in other.marks for other in found for v in stream.marks):
             reasons.append("it is part of another stream, along other channels")
         seen.update(stream.marks)
-        seen.add(var)
         if reasons:
-            # A value that cannot be rotated at all, such as an input, has no mark.
-            name = stream.id if stream.marks else program.ids[var]
-            note[name] = {"channels": stream.channels, "left": reasons}
+            note[stream.id] = {"channels": stream.channels, "left": reasons}
             continue
         found.append(stream)
         atoms = [(site.eqn, site.eqn.invars[site.position], site.position) for site in stream.sites.values()]
