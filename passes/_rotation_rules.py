@@ -299,10 +299,10 @@ def _sum(stream: Stream, eqn: _compat.JaxprEqn) -> None:
         if len(axes) > 1 or not mark.plain or mark.centred or made is not None:
             raise _refuse(eqn, "sums its channels")
         stream.sums[eqn.outvars[0]] = x
-    elif mark.shift is not None:
-        raise _refuse(eqn, "sums the rows of a norm's result")
     else:
-        stream.demand(eqn.outvars[0], mark.moved(kept.index(mark.dim)))
+        count = math.prod(x.aval.shape[d] for d in axes)
+        shift = None if mark.shift is None else mark.shift * count
+        stream.demand(eqn.outvars[0], dataclasses.replace(mark, dim=kept.index(mark.dim), shift=shift))
 
 
 # Contractions

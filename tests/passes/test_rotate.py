@@ -22,7 +22,7 @@ from qcompiler.passes.simplify import simplify
 # Rotated weights are rounded to float32 once more, 2**-24 each: some 140 dB, of which cancellation eats a part.
 LEAST_DB = 80.0
 TOKENS, WIDTH, HIDDEN = 40, 24, 32
-#: What is planted into every eighth channel.
+#: By what weights of one channel are larger.
 FACTOR = 30.0
 T = np.random.default_rng(1).integers(0, TOKENS, (16, 12)).astype(np.int32)
 
@@ -89,8 +89,8 @@ NORMS = {
 
 
 def _weights(outliers=1.0):
-    """Of two layers; what reads channels 3, 11 and 19 of the stream has weights so many times larger."""
-    scale = np.where(np.arange(WIDTH) % 8 == 3, outliers, 1.0).astype(np.float32)[:, None]
+    """Of two layers; what reads channel 3 of the stream has weights so many times larger."""
+    scale = np.where(np.arange(WIDTH) == 3, outliers, 1.0).astype(np.float32)[:, None]
     scale = scale / np.sqrt(np.mean(np.square(scale)))
     vector = lambda seed, mean=0.0: normal(WIDTH, seed=seed, scale=0.3, shift=mean)
     layer = lambda k: {
@@ -209,11 +209,10 @@ def _sqnr(fun, weights, x, **recipe):
     return sqnr_db([fun(weights, x)], quantized.programs["insert_qdq"].evaluate([x]))
 
 
-@pytest.mark.parametrize(("norm", "gain"), [("rms", 5.0), ("layer", 5.0)])
+@pytest.mark.parametrize(("norm", "gain"), [("rms", 4.0), ("layer", 4.0)])
 def test_outlier_channels_cost_less(norm, gain):
     weights = _weights(FACTOR)
     plain, rotated = (_sqnr(_decoder(norm), weights, T, rotate=on) for on in (False, True))
-    print(norm, plain, rotated)
     assert rotated >= plain + gain
 
 
