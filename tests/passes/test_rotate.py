@@ -185,7 +185,7 @@ def test_norms_of_flax(norm):
     assert stream["centred"] == (norm is nnx.LayerNorm) and stream["matrix"] == "hadamard"
 
 
-@pytest.mark.parametrize("options", ({"pooling": "token"}, {"stem": (8,)}))
+@pytest.mark.parametrize("options", [{"pooling": "token"}, pytest.param({"stem": (8,)}, marks=pytest.mark.slow)])
 def test_a_vision_transformer_is_rotated(options):
     graph, state = _random(vit.ViT(16, 4, 16, 1, 2, 32, classes=5, **options, rngs=nnx.Rngs(0)))
     _, _, note = _rotate(lambda s, x: nnx.merge(graph, s)(x), state, normal(2, 16, 16, 3))
@@ -243,6 +243,16 @@ REFUSED = {
     "mean": (lambda p, t: jnp.mean(_stream(p, t, "rms"), -1), "with its mean"),
     "mean read beside": (lambda p, t: _stream(p, t, "layer") @ p["head"], "with its mean"),
     "mixed norms": (lambda p, t: _rms(_stream(p, t, "layer"), p["norm"]["gain"]) @ p["head"], "neither|mean"),
+    "half the mean": (
+        lambda p, t: (lambda x: _rms(x - jnp.mean(x, -1, keepdims=True) / 2, p["norm"]["gain"]) @ p["head"])(
+            _stream(p, t, "layer")
+        ),
+        "subtracts another number than the mean",
+    ),
+    "mean as a feature": (
+        lambda p, t: _decoder("layer")(p, t) + jnp.mean(_stream(p, t, "layer"), -1, keepdims=True),
+        "neither for a mean nor a variance",
+    ),
     "half precision": (
         lambda p, t: _decoder("rms")(jax.tree.map(lambda w: w.astype(jnp.bfloat16), p), t).astype(jnp.float32),
         "is bfloat16",
