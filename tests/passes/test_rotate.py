@@ -251,7 +251,7 @@ REFUSED = {
     ),
     "mean as a feature": (
         lambda p, t: _decoder("layer")(p, t) + jnp.mean(_stream(p, t, "layer"), -1, keepdims=True),
-        "neither for a mean nor a variance",
+        "neither mean nor variance",
     ),
     "half precision": (
         lambda p, t: _decoder("rms")(jax.tree.map(lambda w: w.astype(jnp.bfloat16), p), t).astype(jnp.float32),
