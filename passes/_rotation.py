@@ -161,12 +161,14 @@ class Stream:
     def _name(self, atom: Any) -> str:
         return self.program.ids[atom].replace("input:", "input ")
 
-    def write(self, eqn: _compat.JaxprEqn, position: int, dim: int) -> None:
-        """Notes a constant that makes values of the stream.
+    def write(self, eqn: _compat.JaxprEqn, position: int, dim: int, mark: Mark) -> None:
+        """Notes a constant that makes values of the stream, which are to have that mark.
 
         Raises:
-          Refused: it is of half precision.
+          Refused: it is of half precision, or what it makes is joined to a norm's result.
         """
+        if mark.centred or not mark.plain:
+            raise Refused(f"{identity.describe(eqn)} makes what is joined to a norm's result")
         self._site(Site(eqn, position, dim))
 
     def read(self, eqn: _compat.JaxprEqn, position: int, dim: int, mark: Mark) -> None:

@@ -59,7 +59,7 @@ def _alike(first: int) -> Rule:
             if position < first or _is_zero(stream, atom):
                 continue
             if atom in stream.constants:
-                stream.write(eqn, position, mark.dim)
+                stream.write(eqn, position, mark.dim, mark)
             else:
                 stream.demand(atom, mark)
         stream.demand(eqn.outvars[0], mark)
@@ -116,7 +116,7 @@ def _pad(stream: Stream, eqn: _compat.JaxprEqn) -> None:
     if any(eqn.params["padding_config"][mark.dim]):
         raise _refuse(eqn, "adds channels")
     if eqn.invars[0] in stream.constants:
-        stream.write(eqn, 0, mark.dim)
+        stream.write(eqn, 0, mark.dim, mark)
     else:
         stream.demand(eqn.invars[0], mark)
     stream.demand(eqn.outvars[0], mark)
@@ -238,7 +238,7 @@ def _view(forth: _Moved, back: _Moved) -> Rule:
         if mark is not None:
             stream.demand(out, mark.moved(dim))
         elif x in stream.constants:
-            stream.write(eqn, 0, dim)
+            stream.write(eqn, 0, dim, side)
         else:
             stream.demand(x, side.moved(dim))
 
@@ -327,7 +327,7 @@ def _dot(stream: Stream, eqn: _compat.JaxprEqn) -> None:
             if dim in batch[k]:
                 raise _refuse(eqn, "computes each of its channels apart")
             if eqn.invars[k] in stream.constants:
-                stream.write(eqn, k, dim)
+                stream.write(eqn, k, dim, made)
             else:
                 stream.demand(eqn.invars[k], made.moved(dim))
 
@@ -369,7 +369,7 @@ def _conv(stream: Stream, eqn: _compat.JaxprEqn) -> None:
     if made is not None:
         if made.dim != numbers.out_spec[1]:
             raise _refuse(eqn, "makes its channels from neighbouring ones")
-        stream.write(eqn, 1, numbers.rhs_spec[0])
+        stream.write(eqn, 1, numbers.rhs_spec[0], made)
 
 
 def _both(moved: Callable[[_compat.JaxprEqn, int, bool], int | None]) -> Rule:

@@ -243,6 +243,17 @@ REFUSED = {
     "mean": (lambda p, t: jnp.mean(_stream(p, t, "rms"), -1), "with its mean"),
     "mean read beside": (lambda p, t: _stream(p, t, "layer") @ p["head"], "with its mean"),
     "mixed norms": (lambda p, t: _rms(_stream(p, t, "layer"), p["norm"]["gain"]) @ p["head"], "neither|mean"),
+    "table beside a norm": (
+        lambda p, t: (
+            (NORMS["layer"](_stream(p, t, "layer"), {"gain": 1.0, "shift": 0.0}) + p["table"][TOKENS - 1 - t])
+            @ p["head"]
+        ),
+        "joined to a norm's result",
+    ),
+    "table beside a gain": (
+        lambda p, t: (_rms(_stream(p, t, "rms"), p["norm"]["gain"]) + p["table"][TOKENS - 1 - t]) @ p["head"],
+        "joined to a norm's result",
+    ),
     "half the mean": (
         lambda p, t: (lambda x: _rms(x - jnp.mean(x, -1, keepdims=True) / 2, p["norm"]["gain"]) @ p["head"])(
             _stream(p, t, "layer")
