@@ -1,10 +1,11 @@
 """The order of the passes, and the manager that runs, verifies, times and dumps each.
 
-trace → simplify → fold_norms → equalize → (absorb_bias → migrate) → partition → observe    (float; `float_passes`)
+trace → simplify → fold_norms → (rotate) → equalize → (absorb_bias → migrate) → partition → observe
+                                                                                             (float; `float_passes`)
       → assign_precision → (choose_ranges) → insert_qdq → (round_weights → correct_bias) → fuse → fold_zero_points
       → lower                                                                             (integers; `integer_passes`)
 
-Those in parentheses decide on samples, and run where the recipe asks for them (`data_passes`).
+Those in parentheses run where the recipe asks for them; all but `rotate` decide on samples (`data_passes`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from qcompiler.passes import (
     insert_qdq,
     observe,
     partition,
+    rotate,
     simplify,
 )
 from qcompiler.recipe import Recipe
@@ -47,6 +49,7 @@ from qcompiler.recipe import Recipe
 PASSES: dict[str, Callable[..., Program]] = {
     "simplify": lambda program, recipe: loops.everywhere(simplify.simplify, program),
     "fold_norms": lambda program, recipe: loops.everywhere(fold_norms.fold_norms, program),
+    "rotate": lambda program, recipe: loops.everywhere(rotate.rotate, program),
     "equalize": lambda program, recipe: loops.everywhere(equalize.equalize, program),
     "partition": lambda program, recipe: loops.everywhere(partition.partition, program),
     "observe": lambda program, recipe: loops.everywhere(observe.observe, program),
@@ -60,16 +63,17 @@ PASSES: dict[str, Callable[..., Program]] = {
     "fold_zero_points": lambda program, recipe: loops.everywhere(fold_zero_points.fold_zero_points, program),
     "lower": lambda program, recipe: lax_int.lower(program),
 }
-FLOAT_PASSES = ("simplify", "fold_norms", "equalize", "partition", "observe")
+FLOAT_PASSES = ("simplify", "fold_norms", "rotate", "equalize", "partition", "observe")
 INTEGER_PASSES = ("assign_precision", "insert_qdq", "fuse", "fold_zero_points")
 
 #: Least agreement in dB with the program before, for passes that must keep the function. The same float ops run op by
 #: op after partitioning, also with biases of zeros, and after simplifying but for divisions by a repeated constant,
-#: which XLA turns into products with its reciprocal; folding and equalizing round weights to float32 again (2**-24
-#: each, some 140 dB), of which the depth of a network and cancellation in it eat a part.
+#: which XLA turns into products with its reciprocal; folding, rotating and equalizing round weights to float32 again
+#: (2**-24 each, some 140 dB), of which the depth of a network and cancellation in it eat a part.
 _KEEPS_DB = {
     "simplify": 100.0,
     "fold_norms": 80.0,
+    "rotate": 80.0,
     "equalize": 80.0,
     "absorb_bias": 80.0,
     "migrate": 80.0,
@@ -292,6 +296,9 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
     notes = after.notes
     if name == "equalize":
         return f"{len(notes['equalized']['links'])} links"
+    if name == "rotate":
+        rotated = sum("matrix" in stream for stream in notes["rotated"].values())
+        return f"{rotated} of {len(notes['rotated'])} streams"
     if name == "absorb_bias":
         return f"{len(notes['absorbed'])} biases"
     if name == "migrate":
@@ -361,9 +368,9 @@ class _Row:
 def float_passes(manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None) -> Program:
     """From the traced program to one with observers."""
     row = _Row(manager, recipe, data, {})
+    skipped = {name for name, wanted in (("rotate", recipe.rotate), ("equalize", recipe.equalizes)) if not wanted}
     for name in FLOAT_PASSES:
-        runs = name != "equalize" or recipe.equalizes
-        program = row.run(name, program) if runs else row.behind(name, program)
+        program = row.behind(name, program) if name in skipped else row.run(name, program)
     return program
 
 

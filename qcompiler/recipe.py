@@ -63,6 +63,7 @@ class Recipe:
         which budget), or an `Assignment` of it or the path of its file, which are applied as they stand.
       migrate: move channel scales between operands of products, from norms into weights above all, where it lowers the
         products' error on the calibration data; None: no.
+      rotate: turn residual streams by a Hadamard matrix, so that no channel stands out, for 4 bits.
 
     Raises:
       RecipeError: a type that the backend has no integers for, or an unknown granularity, estimator or method.
@@ -91,6 +92,7 @@ class Recipe:
     supergroups: tuple[Supergroup, ...] = ()
     precision: Any = dataclasses.field(default=None, hash=False)
     migrate: bool | None = None
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         if self.precision is not None:

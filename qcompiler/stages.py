@@ -247,8 +247,8 @@ class Calibrated(_Stage):
         """Assigns types, inserts QDQ pairs, and fuses them away.
 
         Args:
-          recipe: in place of the one given to `trace`; it must agree with it on equalization and migration, which came
-            before.
+          recipe: in place of the one given to `trace`; it must agree with it on rotation, equalization and
+            migration, which came before.
           strict: refuse a model of which anything stays float; globs of primitives and module paths that may.
 
         Raises:
@@ -256,7 +256,8 @@ class Calibrated(_Stage):
           RecipeError: `strict` is no truth value and no globs.
         """
         chosen = self._recipe if recipe is None else recipes.named(recipe)
-        if (chosen.equalizes, chosen.migrates) != (self._recipe.equalizes, self._recipe.migrates):
+        before = lambda r: (r.rotate, r.equalizes, r.migrates)
+        if before(chosen) != before(self._recipe):
             raise RecipeError("equalization comes before calibration: pass this recipe to qc.trace instead")
         allowed = _globs(strict)
         if allowed is not None:
