@@ -65,7 +65,8 @@ def joint_codes(
     measure = compiled(("block error", *key), lambda: lambda reals, at, arrays: _off(block, reals, at, arrays))
     total = lambda codes: _total(measure, weights, codes, arrays, count)
     nearest = [w.codes for w in weights]
-    unit = total(start) / count
+    # Per batch, so that the learned error is in units of it, as that of single layers is.
+    unit = total(nearest) / count
     candidates = [list(start), nearest]
     if unit > 0:
         candidates.append(_learned(block, weights, start, arrays, unit, count, key, options))
@@ -124,9 +125,7 @@ def _learned(
         if first >= options.warm_start * options.iterations and float(open_share) == 0.0:
             break
     ups = [np.asarray(_adaround.rectified_sigmoid(x)) >= 0.5 for x in state[0]]
-    return [
-        np.clip(low + up, t.qmin, t.qmax).astype(np.int64) for low, up, t in zip(lowest, ups, qtypes, strict=True)
-    ]
+    return [np.clip(low + up, t.qmin, t.qmax).astype(np.int64) for low, up, t in zip(lowest, ups, qtypes, strict=True)]
 
 
 def _chunk_of(block: Block, qtypes: Sequence[QuantType], dtypes: Sequence[Any], options: AdaRound) -> Any:

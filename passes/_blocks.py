@@ -139,9 +139,7 @@ def _block(real: Program, simulated: Program, regions: Sequence[_compat.JaxprEqn
     )
 
 
-def _between(
-    own: set[int], results: Sequence[Any], eqns: Sequence[_compat.JaxprEqn]
-) -> list[_compat.JaxprEqn]:
+def _between(own: set[int], results: Sequence[Any], eqns: Sequence[_compat.JaxprEqn]) -> list[_compat.JaxprEqn]:
     """The equations that results depend on, from regions on: these and what reads them."""
     touched: set[Any] = set()
     behind = []
