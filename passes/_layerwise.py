@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -136,6 +136,7 @@ def walk(
     batches: Sequence[Sequence[Any]],
     visit: Callable[[Layer], Change | None],
     label: str,
+    only: Collection[str] | None = None,
 ) -> None:
     """Visits every layer in program order; see the module's docstring.
 
@@ -145,12 +146,13 @@ def walk(
       batches: flat inputs of the programs' own shapes.
       visit: what a layer reads instead of what it read, or None.
       label: of the progress bar.
+      only: the layers that are visited; None: all.
 
     Raises:
       CalibrationError: there is no batch.
     """
     check_batches(batches, label)
-    todo = layers_of(simulated)
+    todo = [e for e in layers_of(simulated) if only is None or e.params["id"] in only]
     before, after = Run(real, batches), Run(simulated, batches)
     with contextlib.closing(ProgressBar(label, len(todo))) as bar:
         for done, eqn in enumerate(todo):
