@@ -1,7 +1,7 @@
 """How weights are rounded to their codes: the methods a `Recipe` can name, and their options.
 
-`nearest` needs no data. The others look at calibration samples layer by layer, each layer fed by the already rounded
-ones before it, and never choose what is worse than nearest on those samples.
+`nearest` needs no data. The others look at calibration samples layer by layer, or block by block, each fed by the
+already rounded ones before it, and never choose what is worse than nearest on those samples.
 """
 
 from __future__ import annotations
