@@ -12,8 +12,9 @@ loops are not visited: loops run as they are.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ import numpy as np
 from qcompiler import ops
 from qcompiler.debug.progress import ProgressBar
 from qcompiler.errors import CalibrationError
-from qcompiler.ir import _compat, replay
+from qcompiler.ir import _compat, loops, replay
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program
 from qcompiler.numerics import fixed_point
@@ -119,12 +120,23 @@ def layers_of(program: Program) -> list[_compat.JaxprEqn]:
     return [e for e in found if weight_behind(program, constants, e) is not None]
 
 
+def in_loops(program: Program) -> list[str]:
+    """The regions with a weight in bodies of loops and branches, which a walk does not visit."""
+    bodies = loops.nested(program)[1:]
+    return [e.params["id"] for body in bodies for e in body.eqns if _is_weighted(e)]
+
+
+def _is_weighted(eqn: _compat.JaxprEqn) -> bool:
+    return _regions.is_region(eqn) and _regions.weight_position(eqn) is not None
+
+
 def walk(
     real: Program,
     simulated: Program,
     batches: Sequence[Sequence[Any]],
     visit: Callable[[Layer], Change | None],
     label: str,
+    only: Collection[str] | None = None,
 ) -> None:
     """Visits every layer in program order; see the module's docstring.
 
@@ -134,43 +146,74 @@ def walk(
       batches: flat inputs of the programs' own shapes.
       visit: what a layer reads instead of what it read, or None.
       label: of the progress bar.
+      only: the layers that are visited; None: all.
 
     Raises:
       CalibrationError: there is no batch.
     """
-    if not batches:
-        raise CalibrationError(
-            f"{label}: no calibration samples of these shapes were kept; calibrate on at least one batch of the size "
-            "that the model was traced with"
-        )
-    todo = layers_of(simulated)
-    constants = Constants(simulated)
-    before, after = _Run(real, batches), _Run(simulated, batches)
+    check_batches(batches, label)
+    todo = [e for e in layers_of(simulated) if only is None or e.params["id"] in only]
+    before, after = Run(real, batches), Run(simulated, batches)
     with contextlib.closing(ProgressBar(label, len(todo))) as bar:
         for done, eqn in enumerate(todo):
             bar.update(done, eqn.params["id"])
-            found = weight_behind(simulated, constants, eqn)
-            assert found is not None
-            after.up_to(eqn)
-            twin = before.up_to_region(eqn.params["id"])
-            layer = Layer(eqn.params["id"], eqn, *found, after.operands(eqn), before.operands(twin))
-            change = visit(layer)
+            change = visit(layer_at(eqn, before, after))
             if change is not None:
                 after.change(eqn, change)
             bar.update(done + 1, eqn.params["id"])
 
 
-class _Run:
-    """One of the two programs, run as far as it is needed."""
+def check_batches(batches: Sequence[Any], label: str) -> None:
+    """Raises `CalibrationError` where there is none to walk on."""
+    if not batches:
+        raise CalibrationError(
+            f"{label}: no calibration samples of these shapes were kept; calibrate on at least one batch of the size "
+            "that the model was traced with"
+        )
+
+
+def layer_at(eqn: _compat.JaxprEqn, before: Run, after: Run) -> Layer:
+    """A layer of the simulation, with what it reads: runs both programs up to it."""
+    found = weight_behind(after.program, after.constants, eqn)
+    assert found is not None
+    after.up_to(eqn)
+    twin = before.up_to_region(eqn.params["id"])
+    return Layer(eqn.params["id"], eqn, *found, after.operands(eqn), before.operands(twin))
+
+
+class Run:
+    """One of the two programs, run as far as it is needed.
+
+    Args:
+      program: the program.
+      batches: flat inputs of its own shapes.
+    """
 
     def __init__(self, program: Program, batches: Sequence[Sequence[Any]]) -> None:
-        self._constants = Constants(program)
+        self.program, self.constants = program, Constants(program)
         self._eqns = replay.live_equations(program.jaxpr)
         self._next = 0
         self._last_use = {v: k for k, e in enumerate(self._eqns) for v in e.invars if isinstance(v, _compat.Var)}
         self._values = {v: [jax.numpy.asarray(b[k]) for b in batches] for k, v in enumerate(program.input_vars)}
         self._count = len(batches)
         self._changes: dict[int, Change] = {}
+        self._held: frozenset[Any] = frozenset()
+
+    def branch(self, held: Iterable[Any]) -> Run:
+        """The same so far, to be run on its own; values in `held` stay readable there."""
+        other = copy.copy(self)
+        other._values, other._changes, other._held = dict(self._values), dict(self._changes), frozenset(held)
+        return other
+
+    def values(self, var: Any) -> list[Any]:
+        """Per batch, a value that is still to be read, or is held."""
+        return self._values[var]
+
+    def through(self, eqn: _compat.JaxprEqn) -> None:
+        """Runs everything up to an equation, and it."""
+        self.up_to(eqn)
+        self._step(eqn)
+        self._next += 1
 
     def up_to(self, eqn: _compat.JaxprEqn) -> None:
         """Runs everything before an equation."""
@@ -193,17 +236,17 @@ class _Run:
         change = self._changes.get(id(eqn), {})
         columns = []
         for k, atom in enumerate(eqn.invars):
-            known = change[k] if k in change else self._constants.value(atom) if atom in self._constants else None
+            known = change[k] if k in change else self.constants.value(atom) if atom in self.constants else None
             columns.append(self._values[atom] if known is None else [known] * self._count)
         return [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in range(self._count)]
 
     def _step(self, eqn: _compat.JaxprEqn) -> None:
-        if not all(v in self._constants for v in eqn.outvars):
+        if not all(v in self.constants for v in eqn.outvars):
             results = [_run(eqn, values) for values in self.operands(eqn)]
             for k, var in enumerate(eqn.outvars):
                 self._values[var] = [r[k] for r in results]
         for var in {v for v in (*eqn.invars, *eqn.outvars) if isinstance(v, _compat.Var)}:
-            if self._last_use.get(var, -1) <= self._next:
+            if self._last_use.get(var, -1) <= self._next and var not in self._held:
                 self._values.pop(var, None)
 
 

@@ -5,9 +5,10 @@
 `empirical` (Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.2)
 takes the expectation of the whole error, layer after layer, each fed by those before it as they were corrected.
 `analytic` takes that of the weights' error alone, `E[conv x (w^ - w)] = conv E[x] (w^ - w)`, from what the float
-program reads (eq. 17), so that layers do not depend on each other.
+program reads (eq. 17), so that layers do not depend on each other. Where a norm says what a layer reads
+(`_norm_means`), it takes E[x] from there, and needs no samples.
 
-What is decided, on samples, is a real shift per region; `apply` puts it into the int32 bias at any batch size.
+What is decided is a real shift per region; `apply` puts it into the int32 bias at any batch size.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from qcompiler.ir import _compat, contraction, identity
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Program, rewrite
 from qcompiler.numerics import fixed_point, types
-from qcompiler.passes import _layerwise, _regions
+from qcompiler.passes import _layerwise, _norm_means, _regions
 from qcompiler.passes._compiled import compiled
 from qcompiler.passes._layerwise import Layer
 
@@ -50,11 +51,11 @@ def decide(real: Program, simulated: Program, batches: Sequence[Sequence[Any]], 
     Args:
       real: partitioned, in float.
       simulated: the same with QDQ pairs, rounded as it will be.
-      batches: flat inputs of the programs' own shapes.
+      batches: flat inputs of the programs' own shapes; `analytic` does without where norms say what layers read.
       method: `empirical` or `analytic`.
 
     Raises:
-      CalibrationError: there is no batch.
+      CalibrationError: there is no batch, and nothing could be corrected without.
     """
     shifts: dict[str, np.ndarray] = {}
     left: dict[str, str] = {}
@@ -69,8 +70,33 @@ def decide(real: Program, simulated: Program, batches: Sequence[Sequence[Any]], 
         old = np.asarray(layer.operands[0][k])
         return {k: (old.astype(np.float32) + shifts[layer.id]).astype(old.dtype)}
 
-    _layerwise.walk(real, simulated, batches, visit, "correct biases")
+    if method == "analytic":
+        shifts.update(_by_norms(real, simulated))
+    rest = [e.params["id"] for e in _layerwise.layers_of(simulated) if e.params["id"] not in shifts]
+    if batches or not shifts:
+        _layerwise.walk(real, simulated, batches, visit, "correct biases", rest)
+    else:
+        left.update(dict.fromkeys(rest, "no norm says what it reads, and there are no samples of these shapes"))
     return Decision(shifts, left)
+
+
+def _by_norms(real: Program, simulated: Program) -> dict[str, np.ndarray]:
+    """Region -> its shift, where a norm says what its product reads."""
+    means = _norm_means.means_of(real)
+    twins = {e.params["id"]: e for e in real.eqns if _regions.is_region(e)}
+    constants = Constants(simulated)
+    shifts = {}
+    for eqn in _layerwise.layers_of(simulated):
+        anchor, position = _regions.anchor_of(eqn), _regions.weight_position(eqn)
+        read = twins[eqn.params["id"]].invars[_regions.operand_index(eqn, anchor.invars[1 - position])]
+        if read not in means or _bias_of(eqn) is None:
+            continue
+        k, weight = _layerwise.weight_behind(simulated, constants, eqn)
+        off = np.asarray(constants.value(eqn.invars[k]), np.float32) - np.asarray(weight.array, np.float32)
+        pair = [np.broadcast_to(means[read], read.aval.shape).astype(read.aval.dtype)] * 2
+        pair[position] = off.astype(weight.array.dtype)
+        shifts[eqn.params["id"]] = -_mean(anchor, position, *pair, np.zeros((), np.float32)).astype(np.float32)
+    return shifts
 
 
 def apply(program: Program, decision: Decision) -> Program:
@@ -130,8 +156,8 @@ def _whole_error(layer: Layer) -> np.ndarray:
     wanted = [anchor.invars[0], anchor.invars[1], _compat.invars_of(layer.eqn.params["body"])[bias]]
     off = 0.0
     for batch in range(len(layer.operands)):
-        simulated = _mean(layer, position, *layer.values(wanted, batch, simulated=True))
-        off = off + simulated - _mean(layer, position, *layer.values(wanted, batch, simulated=False))
+        simulated = _mean(anchor, position, *layer.values(wanted, batch, simulated=True))
+        off = off + simulated - _mean(anchor, position, *layer.values(wanted, batch, simulated=False))
     return off / len(layer.operands)
 
 
@@ -143,13 +169,12 @@ def _weight_error(layer: Layer) -> np.ndarray:
         pair = layer.values(anchor.invars, batch, simulated=False)
         rounded = np.asarray(layer.operands[batch][layer.k], np.float32)
         pair[position] = (rounded - np.asarray(pair[position], np.float32)).astype(pair[position].dtype)
-        off = off + _mean(layer, position, *pair, np.zeros((), np.float32))
+        off = off + _mean(anchor, position, *pair, np.zeros((), np.float32))
     return off / len(layer.operands)
 
 
-def _mean(layer: Layer, position: int, lhs: Any, rhs: Any, bias: Any) -> np.ndarray:
+def _mean(anchor: _compat.JaxprEqn, position: int, lhs: Any, rhs: Any, bias: Any) -> np.ndarray:
     """Mean of the product plus a bias per channel, of the result's rank."""
-    anchor = layer.anchor
     channels = contraction.weight_dims(anchor, position)
     rest = tuple(k for k in range(anchor.outvars[0].aval.ndim) if k not in channels)
     key = ("mean of product", str(anchor), rest)

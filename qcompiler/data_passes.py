@@ -166,7 +166,7 @@ def _rounded(program: Program, setting: Setting) -> round_weights.Decision:
 
 
 def _corrected(program: Program, setting: Setting) -> correct_bias.Decision:
-    batches = setting.batches(program, "correct_bias")
+    batches = setting.samples.at(program.input_avals)
     return correct_bias.decide(
         setting.programs["assign_precision"], program, batches, setting.recipe.bias_correction or ""
     )

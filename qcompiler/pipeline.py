@@ -309,7 +309,8 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
     if name == "observe":
         return f"{sum(e.primitive is ops.observe_p for e in after.eqns)} values observed"
     if name == "round_weights":
-        return _errors_before_and_after([(e["nearest"], e["rounded"]) for e in notes["rounded"].values()])
+        left = f", {len(notes['left_nearest'])} left nearest" if notes["left_nearest"] else ""
+        return _errors_before_and_after([(e["nearest"], e["rounded"]) for e in notes["rounded"].values()]) + left
     if name == "insert_qdq":
         scales = _errors_before_and_after([(e["largest"], e["chosen"]) for e in notes.get("scaled", {}).values()])
         chosen = f", scales chosen for {scales}" if "scaled" in notes else ""

@@ -51,7 +51,7 @@ class Recipe:
       rounding: how weights are rounded to codes: `nearest`, `adaround`, `gptq`, `seq_mse` (which chooses scales), or
         the method with options: `qc.AdaRound(...)` and so on. All but `nearest` read calibration samples.
       bias_correction: shift the biases of products by their mean error on calibration samples: `empirical` (the whole
-        error, layer after layer), `analytic` (that of the weights alone), or None.
+        error, layer after layer), `analytic` (that of the weights alone; without samples behind a norm), or None.
       rules: overrides, first match wins.
       encodings: what single values and weights are given: pattern of a value id (`input:x`, `stem/dot_general#0`) or of
         a weight's name -> an `Encoding`, or a `QuantType` alone, whose range is then calibrated. A name that is spelled

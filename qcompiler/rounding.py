@@ -1,7 +1,7 @@
 """How weights are rounded to their codes: the methods a `Recipe` can name, and their options.
 
-`nearest` needs no data. The others look at calibration samples layer by layer, each layer fed by the already rounded
-ones before it, and never choose what is worse than nearest on those samples.
+`nearest` needs no data. The others look at calibration samples layer by layer, or block by block, each fed by the
+already rounded ones before it, and never choose what is worse than nearest on those samples.
 """
 
 from __future__ import annotations
@@ -105,6 +105,10 @@ class AdaRound(Rounding):
       beta: first and last exponent of that term; large ones leave the middle free.
       warm_start: share of the iterations without that term.
       scales: how the scales are chosen before; None: they cover the largest weight.
+      unit: `layer`: each layer on its own; `block`: then those of a residual or transformer block, or of whatever else
+        lies between two points where the program holds a single activation, once more together, for the block's result
+        (BRECQ, Li et al. 2021). A step sees a whole batch of the block's inputs, so this takes longer.
+      block_layers: layers in a block, at most; longer ones are cut.
     """
 
     iterations: int = 500
@@ -114,10 +118,13 @@ class AdaRound(Rounding):
     beta: tuple[float, float] = (20.0, 2.0)
     warm_start: float = 0.2
     scales: SequentialMSE | None = None
+    unit: str = "layer"
+    block_layers: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("iterations", "batch"):
+        _check(self, "unit", self.unit in ("layer", "block"), "'layer' or 'block'")
+        for name in ("iterations", "batch", "block_layers"):
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "regularization"):
             _check(self, name, getattr(self, name) > 0, "positive")

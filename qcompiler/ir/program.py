@@ -142,10 +142,16 @@ class Program:
 
 
 class Builder:
-    """What a rewrite uses to reach weights, by name, and to add new ones."""
+    """What a rewrite uses to reach weights, by name, and to add new ones.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    Args:
+      values: name -> the traced weight.
+      arrays: name -> what it holds.
+    """
+
+    def __init__(self, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         self._values = dict(values)
+        self._arrays = dict(arrays)
         self.added: dict[str, Any] = {}
 
     def get(self, name: str) -> Any | None:
@@ -158,16 +164,23 @@ class Builder:
         The same name with another value is an error of the pass, not of the user.
         """
         if name in self._values:
-            if value is not None and name in self.added and not np.array_equal(self.added[name], value):
+            if value is not None and not _same(self._arrays[name], value):
                 raise AssertionError(f"two weights are named {name}")
             return self._values[name]
         if value is None:
             raise KeyError(name)
-        if name not in self.added:
-            self.added[name] = np.asarray(value)
-            # A JAX value, as it will be when the rewrite is traced again: rules may tell it from a number.
-            self._values[name] = jax.numpy.asarray(value)
+        self._arrays[name] = self.added[name] = np.asarray(value)
+        # A JAX value, as it will be when the rewrite is traced again: rules may tell it from a number.
+        self._values[name] = jax.numpy.asarray(value)
         return self._values[name]
+
+
+def _same(held: Any, value: Any) -> bool:
+    """Whether two arrays hold the same numbers of the same type; what is cheap to tell comes first."""
+    if held is value:
+        return True
+    held, value = np.asarray(held), np.asarray(value)
+    return held.dtype == value.dtype and held.shape == value.shape and np.array_equal(held, value, equal_nan=True)
 
 
 def build(
@@ -192,7 +205,7 @@ def build(
         builders: list[Builder] = []
 
         def traced(values: Sequence[Any], inputs: Sequence[Any], weights=weights, builders=builders) -> list[Any]:
-            builder = Builder(dict(zip(weights, values, strict=True)))
+            builder = Builder(dict(zip(weights, values, strict=True)), weights)
             builders.append(builder)
             return list(make(builder, *inputs))
 

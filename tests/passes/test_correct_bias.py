@@ -7,11 +7,13 @@ from draws import normal
 from jax import lax
 
 import qcompiler as qc
-from qcompiler.errors import RecipeError
+from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.ir.tracing import trace
 from qcompiler.numerics.types import QuantType
-from qcompiler.passes import correct_bias
+from qcompiler.passes import _norm_means, correct_bias, observe
 from qcompiler.passes.add_biases import add_biases
+from qcompiler.passes.assign_precision import assign_precision
+from qcompiler.passes.insert_qdq import insert_qdq
 from qcompiler.passes.partition import partition
 from qcompiler.passes.simplify import simplify
 
@@ -109,3 +111,70 @@ def test_with_rounding_at_other_batch_sizes():
 def test_unknown_methods_are_refused():
     with pytest.raises(RecipeError, match="unknown bias_correction 'both'; known: 'analytic', 'empirical', or None"):
         qc.Recipe(bias_correction="both")
+
+
+@pytest.mark.parametrize(
+    "bounds", [(), (0.0,), (0.0, 6.0), (-1.0, 1.0), (-np.inf, 0.5)], ids=["none", "relu", "relu6", "hardtanh", "above"]
+)
+def test_the_mean_of_clipped_normals_is_that_of_many_draws(bounds):
+    mean, deviation = normal(50, seed=1, scale=3.0), np.abs(normal(50, seed=2))
+    drawn = np.random.default_rng(0).normal(mean, deviation, (200_000, 50))
+    low, high = (*bounds, *(-np.inf, np.inf)[len(bounds) :])
+    clipped = np.clip(drawn, low, high)
+    # Five deviations of the mean of as many draws.
+    atol = 5 * deviation.max() / np.sqrt(len(drawn))
+    np.testing.assert_allclose(_norm_means.clipped_mean(mean, deviation, *bounds), clipped.mean(axis=0), atol=atol)
+
+
+def test_the_mean_of_a_clipped_number_is_that_number_clipped():
+    np.testing.assert_array_equal(_norm_means.clipped_mean([-1.0, 3.0, 9.0], np.zeros(3), 0.0, 6.0), [0.0, 3.0, 6.0])
+
+
+def _inner(x, w):
+    """A conv without padding, whose results have the same distribution everywhere."""
+    return lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _normed(p, x):
+    """Two convs with inference norms and rectifiers, and a third."""
+    norm = lambda y, n: (y - n["mean"]) * lax.rsqrt(n["var"] + 1e-5) * n["gamma"] + n["beta"]
+    x = jax.nn.relu(norm(_inner(x, p["a"]), p["n"]))
+    x = jax.nn.relu6(norm(_inner(x, p["b"]), p["m"]))
+    return _inner(x, p["c"])
+
+
+def _normed_weights(x):
+    """Weights, with norms whose statistics are those of the samples."""
+    p = {k: normal(3, 3, n, 8, seed=s, scale=0.3) for s, (k, n) in enumerate({"a": 4, "b": 8, "c": 8}.items())}
+    statistics = lambda y: {"mean": np.asarray(y.mean((0, 1, 2))), "var": np.asarray(y.var((0, 1, 2)))}
+    affine = lambda s: {"gamma": normal(8, seed=s, shift=2.0, scale=0.3), "beta": normal(8, seed=s + 1)}
+    p["n"] = {**statistics(_inner(x, p["a"])), **affine(20)}
+    first = lambda q: (_inner(x, q["a"]) - q["n"]["mean"]) * lax.rsqrt(q["n"]["var"] + 1e-5) * q["n"]["gamma"]
+    p["m"] = {**statistics(_inner(jax.nn.relu(first(p) + p["n"]["beta"]), p["b"])), **affine(30)}
+    return p
+
+
+def test_norms_say_the_means_that_samples_have(passes):
+    """Layers behind a norm are corrected without any sample, as they are by samples; the first one is left."""
+    x = normal(64, 8, 8, 4, seed=3)
+    weights = _normed_weights(x)
+    found = passes(_normed, weights, [x], qc.Recipe(weight=W3), until="partition")
+    found["partition"] = add_biases(found["partition"])
+    program = observe.collect(observe.observe(found["partition"]), [(x,)])
+    real = assign_precision(observe.without_observers(program), qc.Recipe(weight=W3))
+    simulated = insert_qdq(real, qc.Recipe().estimator_for)
+    first, *rest = (f"conv_general_dilated#{n}" for n in range(3))
+    without = correct_bias.decide(real, simulated, [], "analytic")
+    sampled = correct_bias.decide(real.note("norms", {}), simulated, [[x]], "analytic")
+    assert list(without.shifts) == rest and list(without.left) == [first]
+    for region in rest:
+        size = np.abs(sampled.shifts[region]).max()
+        # Sums of some 9 x 4 or 9 x 8 inputs are nearly normal, not quite.
+        np.testing.assert_allclose(without.shifts[region], sampled.shifts[region], atol=0.1 * size)
+        assert size > 0.05
+    # With samples, the first layer has its shift too, from them.
+    both = correct_bias.decide(real, simulated, [[x]], "analytic")
+    np.testing.assert_array_equal(both.shifts[first], sampled.shifts[first])
+    np.testing.assert_array_equal(both.shifts[rest[0]], without.shifts[rest[0]])
+    with pytest.raises(CalibrationError, match="correct biases: no calibration samples"):
+        correct_bias.decide(real.note("norms", {}), simulated, [], "analytic")

@@ -246,7 +246,7 @@ def test_rounding_without_samples_is_refused(passes):
 
 
 def test_methods_survive_recipe_files(tmp_path):
-    recipe = qc.Recipe(rounding=qc.AdaRound(iterations=7, scales=qc.SequentialMSE(candidates=5)))
+    recipe = qc.Recipe(rounding=qc.AdaRound(iterations=7, scales=qc.SequentialMSE(candidates=5), unit="block"))
     recipe_files.save(recipe, tmp_path / "recipe.json")
     assert recipe_files.load(tmp_path / "recipe.json") == recipe
 
