@@ -67,9 +67,12 @@ def source_ids(qmodel):
 
 
 def codes_of(qmodel):
-    """(name, array) of each weight that is stored as integers."""
+    """(name, codes) of each weight that is stored as integers; 4 bits two to a byte, in any order."""
     named = {n: re.fullmatch(r"(.*):int\d+sn?(\[[\d,]*\])?([@:].*)?", n) for n in qmodel.params}
-    return [(match[1], qmodel.params[n]) for n, match in named.items() if match and qmodel.params[n].dtype == np.int8]
+    found = [(match[1], qmodel.params[n]) for n, match in named.items() if match]
+    nibbles = lambda w: np.stack([w & 15, w >> 4]).astype(np.int8)
+    signed = lambda w: np.where(nibbles(w) > 7, nibbles(w) - 16, nibbles(w)) if w.dtype == np.uint8 else w
+    return [(name, signed(np.asarray(w))) for name, w in found if w.dtype in (np.int8, np.uint8)]
 
 
 def largest_code(qmodel, weight):
