@@ -13,6 +13,7 @@ from qcompiler import ops
 from qcompiler.debug import fuzz, reference
 from qcompiler.debug.report import sqnr_db
 from qcompiler.ir import _compat
+from qcompiler.numerics import packing
 from qcompiler.numerics.types import QuantType
 from qcompiler.recipe import Granularity, Recipe
 
@@ -111,6 +112,9 @@ def test_weights_of_few_bits(bits, symmetric):
     fun, shape, kernel, _ = PRODUCTS["dot"]
     stages = _check(fun, {"w": _normal(*kernel), "b": _normal(8)}, [_normal(4, *shape)], Recipe(weight=weight))
     (codes,) = (w for n, w in stages.lowered.weights.items() if n.startswith("w:"))
+    if packing.is_packed(bits):
+        assert codes.dtype == np.uint8 and codes.size == packing.packed_size(kernel[0] * kernel[1], bits)
+        codes = np.asarray(packing.unpack(codes, bits, kernel))
     assert codes.dtype == np.int8 and codes.min() >= weight.qmin and codes.max() <= weight.qmax
     assert len(np.unique(codes)) > min(2**bits, 32) // 2
 

@@ -1,5 +1,6 @@
 """The benchmark of accuracy against peers, on a tiny untrained network; peers that are installed take part."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -49,8 +50,10 @@ def test_ours_and_absent_peers(run, monkeypatch, capsys):
     assert [default["contender"], w8a8["contender"], nncf["contender"]] == ["default", "w8a8", "nncf"]
     # Two layers of 8-bit operands keep some 33 dB; what the mean over the map takes from the signal is less than half.
     assert default["sqnr_db"] > 24 and w8a8["sqnr_db"] > 24 and 0.99 < w8a8["cosine"] <= 1
-    assert "no_such_package" in nncf["error"] and ".[peers,aimet]" in nncf["error"]
-    assert "no_such_package" in capsys.readouterr().out
+    # The export, which comes first, has a need of its own.
+    absent = "no_such_package" if importlib.util.find_spec("onnx") else "onnx"
+    assert f"needs {absent}" in nncf["error"] and ".[peers,aimet]" in nncf["error"]
+    assert f"needs {absent}" in capsys.readouterr().out
 
 
 # qwix 0.1.8 calls what flax has deprecated.
