@@ -194,7 +194,7 @@ def _product(fold: _Fold, codes: list[Any], zeros: list[Any]) -> Any:
     for k, zero in enumerate(zeros):
         if fold.summed[1 - k]:
             sums = _contracted_sums.contracted_sums(anchor, codes[1 - k], 1 - k)
-            acc = lax.sub_p.bind(acc, lax.mul_p.bind(sums, zero))
+            acc = lax.sub_p.bind(acc, lax.mul(sums, zero))
     return acc
 
 

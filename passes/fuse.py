@@ -320,7 +320,7 @@ def _body_rule(eqn: _compat.JaxprEqn, values: list[Any], accumulator: Any) -> Se
     if name in ("reduce_window_sum", "cumsum"):
         return [_exact(*_compat.bind(eqn, [values[0].shifted()]), accumulator)]
     if name == "mul" and len(coded) == 2:
-        return [_exact(lax.mul_p.bind(values[0].shifted(), values[1].shifted()), accumulator)]
+        return [_exact(lax.mul(values[0].shifted(), values[1].shifted()), accumulator)]
     if name == "add" and {type(v) for v in coded} == {Codes, Sum}:
         product, other = values if isinstance(values[0], Sum) else values[::-1]
         if other.type == BIAS:

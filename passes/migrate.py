@@ -164,7 +164,7 @@ def apply(program: Program, decision: Decision) -> Program:
                 name, by = inserted[use]
                 if (id(builder), name) not in made:
                     weight = builder.weight(f"{name}:migrating", by.astype(atom.aval.dtype))
-                    made[id(builder), name] = lax.mul_p.bind(values[k], weight)
+                    made[id(builder), name] = lax.mul(values[k], weight)
                 values[k] = made[id(builder), name]
             elif use in factors:
                 held = np.asarray(constants.value(atom))

@@ -61,7 +61,7 @@ def conv(
         for k in group:
             weights = lax.convert_element_type(lax.index_in_dim(taps, k, keepdims=False), jnp.int16)
             weights = lax.broadcast_in_dim(weights, views[k].shape, (channel,))
-            product = lax.mul_p.bind(lax.convert_element_type(views[k], jnp.int16), weights)
+            product = lax.mul(lax.convert_element_type(views[k], jnp.int16), weights)
             part = product if part is None else lax.add_p.bind(part, product)
         part = lax.convert_element_type(part, jnp.int32)
         total = part if total is None else lax.add_p.bind(total, part)

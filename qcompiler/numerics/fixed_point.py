@@ -41,7 +41,7 @@ def quantize(x: Any, scale: Any, zero_point: Any, qtype: QuantType) -> jax.Array
     Returns:
       Codes of dtype `qtype.dtype`. Values outside of the range saturate; NaN becomes the zero point (real 0).
     """
-    steps = lax.mul_p.bind(_cast(x, np.float32), lax.div_p.bind(np.float32(1), scale))
+    steps = lax.mul(_cast(x, np.float32), lax.div_p.bind(np.float32(1), scale))
     steps = lax.round_p.bind(steps, rounding_method=lax.RoundingMethod.TO_NEAREST_EVEN)
     # Clamped in float before the cast, whose result outside of int32 is not defined. max(NaN, c) is NaN, so that the
     # comparison comes first; 2**24 leaves room for the zero point.
@@ -67,7 +67,7 @@ def quantize_bias(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def dequantize(q: Any, scale: Any, zero_point: Any) -> jax.Array:
     """Integer to real, float32: the exit of the integer program."""
-    return lax.mul_p.bind(_cast(lax.sub_p.bind(_cast(q, np.int32), zero_point), np.float32), scale)
+    return lax.mul(_cast(lax.sub_p.bind(_cast(q, np.int32), zero_point), np.float32), scale)
 
 
 def clamp_to(q: Any, qtype: QuantType, low: Any = None, high: Any = None) -> jax.Array:

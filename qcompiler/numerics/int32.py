@@ -28,7 +28,7 @@ def sub(a: Any, b: Any) -> jax.Array:
 
 def mul(a: Any, b: Any) -> jax.Array:
     """The low 32 bits of the product."""
-    return lax.mul_p.bind(held(a), held(b))
+    return lax.mul(held(a), held(b))
 
 
 def mulhi(a: Any, b: Any) -> jax.Array:

@@ -724,3 +724,9 @@ def test_integer_io_says_how_values_are_encoded():
     # Half a step, where nothing is clipped; the default range estimator clips a few.
     error = np.abs(entry.dequantize(entry.quantize(x)) - x)
     assert np.median(error) <= 0.51 * entry.scale
+
+
+def test_programs_print_as_jax_prints_them(qmlp):
+    quantized = qmlp._quantized
+    for program in (*quantized.programs.values(), qmlp.program):
+        assert "lambda" in str(program.jaxpr)
