@@ -183,7 +183,9 @@ def test_unknown_names():
 def test_what_a_pass_did_is_recorded(tmp_path):
     manager = _manager(tmp_path)
     program = pipeline.float_passes(manager, _program(), Recipe(equalize=True))
-    assert [r.name for r in manager.records] == ["trace", *pipeline.FLOAT_PASSES]
+    wanted = ["trace", *(name for name in pipeline.FLOAT_PASSES if name != "rotate")]
+    wanted.insert(wanted.index("equalize") + 1, "absorb_bias")
+    assert [r.name for r in manager.records] == wanted
     changed = {r.name: r.changed for r in manager.records}
     assert changed["partition"] == "3 regions, 0 islands" and changed["equalize"] == "0 links"
     assert changed["observe"] == "4 values observed" and all(r.seconds >= 0 for r in manager.records)
