@@ -176,10 +176,7 @@ def rows(trainings: dict[int, dict[str, Contender]], count: int) -> Iterator[dic
             "seed": next(iter(trainings)) if len(trainings) == 1 else "mean",
             "recipe": name,
             "images": n,
-            "float": 100 * found.before,
-            "int8": 100 * found.after,
-            "lost": -100 * found.difference,
-            "margin": 100 * found.margin,
+            **found.percent(),
             "sqnr_db": float(np.mean([sqnr_db([b], [a]) for b, a in zip(before, after, strict=True)])),
             **{key: type(value)(np.mean([f[key] for f in facts])) for key, value in facts[0].items()},
         }

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 import qcompiler as qc
 from benchmarks.spread import spread_channels
+from benchmarks.tasks import outputs_of
 from benchmarks.variants import VARIANTS
 from qcompiler.debug import dumps
-from qcompiler.debug.progress import ProgressBar
 from qcompiler.debug.report import sqnr_db
 from qcompiler.models import procedural, trained
 from qcompiler.models.evaluation import paired_difference
@@ -33,18 +32,6 @@ from qcompiler.models.mobilenet import MobileNetV2
 _BATCH = 50
 #: Recipes of the table.
 _RECIPES = ("unequalized", "per_tensor", "per_tensor_corrected", "default")
-
-
-def logits_of(model: Any, images: np.ndarray, label: str) -> np.ndarray:
-    """`float32[n, classes]`, in batches of one shape."""
-    bar, found = ProgressBar(label, len(images)), []
-    try:
-        for first in range(0, len(images), _BATCH):
-            found.append(np.asarray(model(images[first : first + _BATCH]), np.float32))
-            bar.update(first + _BATCH)
-    finally:
-        bar.close()
-    return np.concatenate(found)
 
 
 def measure(
@@ -64,21 +51,18 @@ def measure(
     samples, _ = procedural.examples("calibration", 0, calibration, size=size)
     spread = spread_channels(model, ratio)
     graphdef, state = nnx.split(spread)
-    expected = logits_of(jax.jit(lambda x: nnx.merge(graphdef, state)(x)), images, f"ratio {ratio:g}, float")
+    expected = outputs_of(jax.jit(lambda x: nnx.merge(graphdef, state)(x)), images, f"ratio {ratio:g}, float", _BATCH)
     rows = []
     for name in recipe_names:
         # The probe compares in float32, in which factors of 10**5 and more leave less than a pass is asked to keep.
         qmodel = qc.quantize(spread, [samples], recipe=VARIANTS[name], verify="types")
-        got = logits_of(qmodel, images, f"ratio {ratio:g}, {name}")
+        got = outputs_of(qmodel, images, f"ratio {ratio:g}, {name}", _BATCH)
         found = paired_difference(labels, expected, got)
         rows.append({
             "ratio": ratio,
             "recipe": name,
             "images": count,
-            "float": 100 * found.before,
-            "int8": 100 * found.after,
-            "lost": -100 * found.difference,
-            "margin": 100 * found.margin,
+            **found.percent(),
             "sqnr_db": float(sqnr_db([expected], [got])),
         })  # fmt: skip
     return rows

@@ -101,13 +101,13 @@ DETECTION = Measured(
 MEASURED = {**dict.fromkeys(trained.LANGUAGE_MODELS, PERPLEXITY), **dict.fromkeys(trained.DETECTORS, DETECTION)}
 
 
-def outputs_of(model: Callable[[Any], Any], inputs: np.ndarray, label: str) -> np.ndarray:
+def outputs_of(model: Callable[[Any], Any], inputs: np.ndarray, label: str, batch: int = _BATCH) -> np.ndarray:
     """`float32[n, ...]` of all inputs, in batches of one shape."""
     progress, found = ProgressBar(label, len(inputs)), []
     try:
-        for first in range(0, len(inputs), _BATCH):
-            found.append(np.asarray(model(inputs[first : first + _BATCH]), np.float32))
-            progress.update(first + _BATCH)
+        for first in range(0, len(inputs), batch):
+            found.append(np.asarray(model(inputs[first : first + batch]), np.float32))
+            progress.update(first + batch)
     finally:
         progress.close()
     return np.concatenate(found)

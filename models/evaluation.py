@@ -23,6 +23,15 @@ class PairedDifference:
     difference: float
     margin: float
 
+    def percent(self) -> dict[str, float]:
+        """`float` and `int8`, accuracies in percent; points `lost` from the first to the second, and their `margin`."""
+        return {
+            "float": 100 * self.before,
+            "int8": 100 * self.after,
+            "lost": -100 * self.difference,
+            "margin": 100 * self.margin,
+        }
+
 
 def paired_difference(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> PairedDifference:
     """Compares two classifiers image by image.

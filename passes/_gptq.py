@@ -13,7 +13,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from qcompiler.numerics import fixed_point
 from qcompiler.numerics.types import QuantType
@@ -58,6 +57,8 @@ def compensated_codes(
 
 def _factor(hessian: np.ndarray, options: GPTQ) -> tuple[np.ndarray, np.ndarray]:
     """The upper Cholesky factor of each group's damped inverse Hessian, and the order of its inputs."""
+    import scipy.linalg
+
     diagonal = np.diagonal(hessian, axis1=1, axis2=2)
     order = np.broadcast_to(np.arange(hessian.shape[1]), diagonal.shape)
     if options.act_order:

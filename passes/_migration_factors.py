@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csgraph
 
 from qcompiler.ir import _compat, classes
 from qcompiler.ir.constants import Constants
@@ -81,6 +79,9 @@ class Spread:
         a, b = (x.ravel() for x in np.broadcast_arrays(self.roots(first), self.roots(second)))
         if np.array_equal(a, b):
             return
+        from scipy import sparse
+        from scipy.sparse import csgraph
+
         count = len(self._root)
         meetings = sparse.coo_array((np.ones(len(a), bool), (a, b)), (count, count))
         _, channel = csgraph.connected_components(meetings, directed=False)

@@ -4,9 +4,9 @@
 
 The range that serves a tensor best is not the one that serves its readers best: a layer may not care about the channel
 with the outliers, or about nothing else. Candidates are the estimator's range and fractions of what was seen, affine
-and symmetric, coarse and then finer around the best. Where several layers read a
-value, their errors count relative to their results' power. A range as good as the best whose zero point is 0 wins, as
-a centred distribution has, because its zero points cost nothing.
+and symmetric, coarse and then finer around the best. Where several layers read a value, their errors count relative to
+their results' power. A range as good as the best whose zero point is 0 wins, as a centred distribution has, because its
+zero points cost nothing.
 
 Only values of 8 bits and fewer are looked at, since wider ones have bits to spare; values in bodies of loops keep the
 estimator's range.

@@ -136,10 +136,8 @@ class Traced(_Stage):
         observed: dict[Any, Any] = {}
 
         def items() -> Iterator[tuple[int, call, list[Any]]]:
-            for number, item in enumerate(batches_of(pool, self._source)):
-                flat = flatten(item, self.program, f"calibration batch {number}")
+            for number, item, flat in _checked(batches_of(pool, self._source), self.program):
                 if not is_empty(item):
-                    check_data(flat, self.program, number)
                     key = tuple(np.shape(x) for x in flat)
                     if key not in observed:
                         observed[key] = observe.reader(self._specialize(item, number, pipeline.Data()))
@@ -154,23 +152,21 @@ class Traced(_Stage):
             program = _with_bytes(retrace(self._source, first, CalibrationError, what))
             traced = Traced(self._source, self._recipe, self._manager, program, self._seconds)
             return traced._calibrate(begin, first, rest)
-        check_data(flat, self.program, begin)
+        batches = _checked(_chain(first, rest), self.program, begin)
+        ahead, samples = _read_ahead(batches)
+        data = pipeline.Data(samples)
         manager = _branched(self._manager)
         manager.probe = flat
         program = manager.start(self.program, self._seconds)
-        ahead, samples = _read_ahead(begin, _chain(first, rest), self.program)
-        data = pipeline.Data(samples)
         observed = pipeline.float_passes(manager, program, self._recipe, data)
         input_types = assign_precision.input_types(observed, self._recipe)
         collector = observe.Collector(observed, input_types, self._recipe.estimator_for)
         readers: dict[Any, Any] = {}
         start = time.perf_counter()
         with contextlib.closing(ProgressBar("calibrate")) as bar:
-            for number, item in enumerate(itertools.chain(ahead, rest), begin):
-                flat = flatten(item, self.program, f"calibration batch {number}")
+            for number, item, flat in itertools.chain(ahead, batches):
                 if is_empty(item):
                     continue
-                check_data(flat, self.program, number)
                 key = tuple(np.shape(x) for x in flat)
                 if key not in readers:
                     shapes = tuple(a.shape for a in observed.input_avals)
@@ -193,16 +189,28 @@ class Traced(_Stage):
         return pipeline.float_passes(pipeline.retracing_manager(), program, self._recipe, data)
 
 
-def _read_ahead(begin: int, items: Iterator[call], program: Program) -> tuple[list[call], Samples]:
-    """The first batches, as many as are kept, and their flat inputs; `items` goes on behind them."""
-    ahead: list[call] = []
-    kept: list[list[Any]] = []
-    room = KEPT_BYTES
+#: Number of a batch, the batch, and its flat inputs.
+_Batch = tuple[int, call, list[Any]]
+
+
+def _checked(items: Iterable[call], program: Program, begin: int = 0) -> Iterator[_Batch]:
+    """Each batch with its flat inputs, whose structure and, if it has elements, numbers have been checked."""
     for number, item in enumerate(items, begin):
-        ahead.append(item)
         flat = flatten(item, program, f"calibration batch {number}")
         if not is_empty(item):
             check_data(flat, program, number)
+        yield number, item, flat
+
+
+def _read_ahead(batches: Iterator[_Batch]) -> tuple[list[_Batch], Samples]:
+    """The first batches, and the flat inputs of those that are kept; `batches` goes on behind them."""
+    ahead: list[_Batch] = []
+    kept: list[list[Any]] = []
+    room = KEPT_BYTES
+    for batch in batches:
+        ahead.append(batch)
+        _, item, flat = batch
+        if not is_empty(item):
             room -= size_of(flat)
             if room < 0 and kept:
                 break
@@ -268,7 +276,9 @@ class Calibrated(_Stage):
         if allowed is not None:
             _refuse_islands(programs["fold_zero_points"], allowed)
         _warn_of_disagreement(programs["fold_zero_points"])
-        return Quantized(self._source, chosen, manager, self.program, programs, data)
+        # Everything is decided: a model that is served does not hold its calibration data.
+        decided = pipeline.Data(decisions=data.decisions)
+        return Quantized(self._source, chosen, manager, self.program, programs, decided)
 
     def sensitivity(self, samples: Iterable[Any] | int | None = None, **options: Any) -> Sensitivity:
         """What each layer loses by each way of storing its operands; rules of the recipe do not count.
@@ -281,12 +291,7 @@ class Calibrated(_Stage):
         if samples is None or isinstance(samples, int):
             count = samples
         else:
-            flat = [
-                flatten(item, self.program, f"calibration batch {number}")
-                for number, item in enumerate(batches_of(samples, self._source))
-            ]
-            for number, batch in enumerate(flat):
-                check_data(batch, self.program, number)
+            flat = [batch for _, _, batch in _checked(batches_of(samples, self._source), self.program)]
             kept, count = Samples(tuple(flat)), max(1, len(flat))
         return sensitivity.analyze(self.program, kept, self._recipe, batches=count, **options)
 

@@ -16,7 +16,6 @@ import itertools
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
-from scipy import optimize, sparse
 
 from qcompiler.errors import RecipeError
 
@@ -303,6 +302,9 @@ class _MILP:
 
     def solve(self) -> Config | None:
         """The optimum, or None."""
+        # Loading the solvers takes as long as all of qcompiler.
+        from scipy import optimize, sparse
+
         count = len(self.objective)
         entries = [(i, k, v) for i, (row, _, _) in enumerate(self.rows) for k, v in row.items()]
         i, k, v = zip(*entries, strict=True)

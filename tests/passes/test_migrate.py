@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from draws import normal
 from flax import nnx
+from norms import layer_norm, rms
 
 import qcompiler as qc
 from qcompiler.debug.report import sqnr_db
@@ -55,16 +56,6 @@ def _simulated_sqnr(fun, weights, x, **recipe):
     return sqnr_db([fun(weights, x)], simulated.evaluate([x]))
 
 
-def _rms(x, gain):
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5) * gain
-
-
-def _layer_norm(x, gain, shift):
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-    return (x - mean) / jnp.sqrt(variance + 1e-5) * gain + shift
-
-
 def _rotate_halves(x):
     angles = np.arange(x.shape[1])[:, None] * 10.0 ** -np.linspace(0, 1, SIZE // 2)
     cos, sin = (f(np.concatenate([angles, angles], -1)).astype(np.float32)[:, None] for f in (np.cos, np.sin))
@@ -103,7 +94,7 @@ def _attention_weights(kv_heads=HEADS):
 
 
 def _norm_model(p, x):
-    return _rms(x, p["gain"]) @ p["w"]
+    return rms(x, p["gain"]) @ p["w"]
 
 
 def _norm_weights():
@@ -112,12 +103,12 @@ def _norm_weights():
 
 
 def _two_readers(p, x):
-    y = _layer_norm(x, p["gain"], p["shift"])
+    y = layer_norm(x, p["gain"], p["shift"])
     return (y @ p["w"]) * (y @ p["v"])
 
 
 def _residual(p, x):
-    y = _layer_norm(x, p["gain"], p["shift"])
+    y = layer_norm(x, p["gain"], p["shift"])
     return y + jnp.tanh(y @ p["w"]) @ p["back"]
 
 
@@ -266,7 +257,7 @@ def test_half_precision_stays():
 def test_a_weight_of_two_uses_is_changed_where_it_is_used():
     """The other use of the tied weight reads it as it was."""
     weights = _norm_weights()
-    fun = lambda p, x: _rms(x, p["gain"]) @ p["w"] + jnp.tanh(x) @ p["w"]
+    fun = lambda p, x: rms(x, p["gain"]) @ p["w"] + jnp.tanh(x) @ p["w"]
     _, after, decision = _migrate(fun, weights)
     assert decision
     np.testing.assert_array_equal(after.weights["w"], weights["w"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from draws import normal
 from flax import nnx
+from norms import layer_norm, rms
 
 import qcompiler as qc
 from qcompiler.debug.report import sqnr_db
@@ -64,16 +65,6 @@ def _random(model):
 # A decoder without attention
 
 
-def _rms(x, gain):
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5) * gain
-
-
-def _layer_norm(x, gain, shift):
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-    return (x - mean) / jnp.sqrt(variance + 1e-5) * gain + shift
-
-
 def _fast_layer_norm(x, gain, shift):
     """The variance as the difference of two means."""
     mean = jnp.mean(x, axis=-1, keepdims=True)
@@ -82,8 +73,8 @@ def _fast_layer_norm(x, gain, shift):
 
 
 NORMS = {
-    "rms": lambda x, p: _rms(x, p["gain"]),
-    "layer": lambda x, p: _layer_norm(x, p["gain"], p["shift"]),
+    "rms": lambda x, p: rms(x, p["gain"]),
+    "layer": lambda x, p: layer_norm(x, p["gain"], p["shift"]),
     "fast_layer": lambda x, p: _fast_layer_norm(x, p["gain"], p["shift"]),
 }
 
@@ -195,7 +186,7 @@ def test_a_vision_transformer_is_rotated(options):
 
 def test_orders_without_a_hadamard_matrix():
     weights = {"table": normal(9, 7), "gain": normal(7, seed=1), "head": normal(7, 3, seed=2)}
-    _, _, note = _rotate(lambda p, t: _rms(p["table"][t], p["gain"]) @ p["head"], weights, T % 9)
+    _, _, note = _rotate(lambda p, t: rms(p["table"][t], p["gain"]) @ p["head"], weights, T % 9)
     assert [stream["matrix"] for stream in note.values()] == ["random 7"]
 
 
@@ -237,12 +228,12 @@ REFUSED = {
     "single channels": (lambda p, t: _stream(p, t, "rms")[..., :4] @ p["head"][:4], "takes its channels apart"),
     "heads": (lambda p, t: _stream(p, t, "rms").reshape(*t.shape, 2, -1) @ p["head"][:12], "takes its channels apart"),
     "gain beside the norm": (
-        lambda p, t: (_stream(p, t, "rms") + _rms(_stream(p, t, "rms"), p["norm"]["gain"])) @ p["head"],
+        lambda p, t: (_stream(p, t, "rms") + rms(_stream(p, t, "rms"), p["norm"]["gain"])) @ p["head"],
         "scales each of its channels by a factor of its own|with and without its norm's gain",
     ),
     "mean": (lambda p, t: jnp.mean(_stream(p, t, "rms"), -1), "with its mean"),
     "mean read beside": (lambda p, t: _stream(p, t, "layer") @ p["head"], "with its mean"),
-    "mixed norms": (lambda p, t: _rms(_stream(p, t, "layer"), p["norm"]["gain"]) @ p["head"], "neither|mean"),
+    "mixed norms": (lambda p, t: rms(_stream(p, t, "layer"), p["norm"]["gain"]) @ p["head"], "neither|mean"),
     "table beside a norm": (
         lambda p, t: (
             (NORMS["layer"](_stream(p, t, "layer"), {"gain": 1.0, "shift": 0.0}) + p["table"][TOKENS - 1 - t])
@@ -251,11 +242,11 @@ REFUSED = {
         "joined to a norm's result",
     ),
     "table beside a gain": (
-        lambda p, t: (_rms(_stream(p, t, "rms"), p["norm"]["gain"]) + p["table"][TOKENS - 1 - t]) @ p["head"],
+        lambda p, t: (rms(_stream(p, t, "rms"), p["norm"]["gain"]) + p["table"][TOKENS - 1 - t]) @ p["head"],
         "joined to a norm's result",
     ),
     "half the mean": (
-        lambda p, t: (lambda x: _rms(x - jnp.mean(x, -1, keepdims=True) / 2, p["norm"]["gain"]) @ p["head"])(
+        lambda p, t: (lambda x: rms(x - jnp.mean(x, -1, keepdims=True) / 2, p["norm"]["gain"]) @ p["head"])(
             _stream(p, t, "layer")
         ),
         "subtracts another number than the mean",
@@ -278,7 +269,7 @@ def test_what_would_see_it_is_refused(name):
 
 
 def test_a_stream_from_an_input_is_left():
-    fun = lambda p, x: _rms(x + jax.nn.relu(_rms(x, p["gain"]) @ p["in"]) @ p["out"], p["gain"]) @ p["in"]
+    fun = lambda p, x: rms(x + jax.nn.relu(rms(x, p["gain"]) @ p["in"]) @ p["out"], p["gain"]) @ p["in"]
     weights = {"gain": normal(WIDTH, shift=1.0), "in": normal(WIDTH, HIDDEN), "out": normal(HIDDEN, WIDTH)}
     assert "made of input" in _left(fun, weights, normal(4, WIDTH))
 
