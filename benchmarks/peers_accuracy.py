@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -123,16 +124,19 @@ def ours(subject: Subject, recipe: qc.Recipe) -> np.ndarray:
     return outputs_of(qc.quantize(subject.model, batches, recipe=recipe, **subject.options), subject.test, "ours")
 
 
-def qwix_static(subject: Subject, method: str) -> np.ndarray:
+def qwix_static(subject: Subject, method: str, attention: bool = True) -> np.ndarray:
     """qwix post-training quantization with static activation scales, from one batch of all calibration examples.
 
     Args:
       subject: what is quantized.
       method: of the activations' calibration, `absmax` or `minmax`.
+      attention: also products of activations, which qwix knows as einsums; it fails on those inside `vmap`.
     """
     import qwix
 
     rule = dict(module_path=".*", weight_qtype=jnp.int8, act_qtype=jnp.int8, act_static_scale=True)
+    if not attention:
+        rule["op_names"] = ("conv_general_dilated", "dot_general")
     rules = [qwix.QuantizationRule(**rule, act_calibration_method=method)]
     calibration = tuple(map(jnp.asarray, subject.calibration))
     if subject.variables is None:
@@ -157,12 +161,13 @@ def _qwix_results(subject: Subject) -> dict[str, np.ndarray | str]:
     if message := _absent(["qwix"]):
         return {"": message}
     results: dict[str, np.ndarray | str] = {}
-    for method in ("absmax", "minmax"):
+    for method, attention in itertools.product(("absmax", "minmax"), (True, False)):
+        name = method if attention else f"{method}, attention in float"
         try:
             with jax.numpy_dtype_promotion("standard"):  # JAX's default, which qwix relies on.
-                results[method] = qwix_static(subject, method)
+                results[name] = qwix_static(subject, method, attention)
         except Exception as error:  # A peer's own failure is a result.
-            results[method] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            results[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return results
 
 
@@ -260,7 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers_accuracy", description=__doc__.partition("\n")[0])
     peers = ["qwix", *peers_static.PEERS]
     parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
-    parser.add_argument("--variants", nargs="+", default=["default", "w8a8"], choices=list(VARIANTS), metavar="NAME")
+    parser.add_argument(
+        "--variants", nargs="*", default=["default", "w8a8", "accurate"], choices=list(VARIANTS), metavar="NAME"
+    )
     parser.add_argument("--peers", nargs="*", default=peers, choices=peers)
     parser.add_argument("--test", type=int, default=512, help="held-out images or sentences")
     parser.add_argument("--calibration", type=int, default=64, help="images or sentences, in batches of 16")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import qcompiler as qc
 from qcompiler import recipe as recipes
 
@@ -12,6 +14,7 @@ VARIANTS: dict[str, qc.Recipe] = {
     **recipes.NAMED,
     # Operands of products in 8 bits and never more, whatever calibration finds: the bits that the peers have.
     "w8a8": qc.Recipe(activation_sqnr=None, pair_sqnr=None),
+    "w8a8_accurate": dataclasses.replace(recipes.NAMED["accurate"], activation_sqnr=None, pair_sqnr=None),
     # One scale per weight, and the ranges of its channels left as they are.
     "unequalized": qc.Recipe(granularity="tensor", equalize=False),
     # One scale per weight, channels equalized, and the mean errors that are left taken out of the biases.

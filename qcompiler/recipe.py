@@ -197,8 +197,15 @@ LITERT = Recipe(
 INT16X8 = Recipe(activation=STREAM)
 
 #: The recipes that have a name. `default`: int8 into products and int16 between them, weights symmetric per channel.
-#: `per_tensor`: one scale per weight, after cross-layer equalization.
-NAMED = {"default": Recipe(), "litert": LITERT, "int16x8": INT16X8, "per_tensor": Recipe(granularity="tensor")}
+#: `accurate`: the same types with all that calibration can do for them, at a multiple of the time to quantize; it pays
+#: for transformers. `per_tensor`: one scale per weight, after cross-layer equalization.
+NAMED = {
+    "default": Recipe(),
+    "accurate": Recipe(migrate=True, ranges="output_error", bias_correction="empirical"),
+    "litert": LITERT,
+    "int16x8": INT16X8,
+    "per_tensor": Recipe(granularity="tensor"),
+}
 
 
 def named(recipe: Any) -> Recipe:

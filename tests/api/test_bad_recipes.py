@@ -14,7 +14,7 @@ from qcompiler.pipeline import PASSES, PassManager
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"recipe": "sweet"}, ("unknown recipe 'sweet'", "default, int16x8, litert, per_tensor")),
+        ({"recipe": "sweet"}, ("unknown recipe 'sweet'", "accurate, default, int16x8, litert, per_tensor")),
         ({"recipe": ["sweet"]}, ("unknown recipe",)),
         ({"target": "abacus"}, ("unknown target 'abacus'", "xla")),
         ({"target": 3}, ("unknown target 3",)),

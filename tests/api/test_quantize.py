@@ -618,6 +618,7 @@ def test_strict_mode_refuses_islands():
     ("recipe", "least"),
     [
         ("default", FEW_LAYERS_DB),
+        ("accurate", FEW_LAYERS_DB),
         # All in 8 bits, the result too, ranges that spend steps on outliers.
         ("litert", 25.0),
         # Columns of one Gaussian matrix have nearly one range, so that one scale for all costs little.
