@@ -264,9 +264,12 @@ class Calibrated(_Stage):
           RecipeError: `strict` is no truth value and no globs.
         """
         chosen = self._recipe if recipe is None else recipes.named(recipe)
-        before = lambda r: (r.rotate, r.equalizes, r.migrates)
-        if before(chosen) != before(self._recipe):
-            raise RecipeError("equalization comes before calibration: pass this recipe to qc.trace instead")
+        differing = _decided_before_calibration(self._recipe, chosen)
+        if differing:
+            raise RecipeError(
+                f"this recipe differs in {', '.join(differing)} from the one of qc.trace, which has taken effect "
+                "before calibration: pass this recipe to qc.trace instead"
+            )
         allowed = _globs(strict)
         if allowed is not None:
             _refuse_islands(self.program, allowed)
@@ -316,6 +319,12 @@ def _globs(strict: bool | Sequence[str]) -> Sequence[str] | None:
     if isinstance(strict, str) or not all(isinstance(glob, str) for glob in strict):
         raise RecipeError(f"strict is True, False, or a list of globs of what may stay float, got {strict!r}")
     return strict
+
+
+def _decided_before_calibration(one: recipes.Recipe, other: recipes.Recipe) -> list[str]:
+    """The fields of `qc.Recipe` that decide on passes in front of calibration, as far as the recipes differ in them."""
+    decide = {"rotate": lambda r: r.rotate, "equalize": lambda r: r.equalizes, "migrate": lambda r: r.migrates}
+    return [field for field, of in decide.items() if of(one) != of(other)]
 
 
 def _refuse_islands(program: Program, allowed: Sequence[str]) -> None:
