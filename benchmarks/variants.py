@@ -19,6 +19,8 @@ VARIANTS: dict[str, qc.Recipe] = {
     "unequalized": qc.Recipe(granularity="tensor", equalize=False),
     # One scale per weight, channels equalized, and the mean errors that are left taken out of the biases.
     "per_tensor_corrected": qc.Recipe(granularity="tensor", equalize=True, bias_correction="empirical"),
+    # Scales per channel of the weights, and channels equalized: activations have one scale all the same.
+    "equalized": qc.Recipe(equalize=True),
     # Weights in 4 bits per channel, rounded to nearest.
     "w4a8": qc.Recipe(weight=_INT4),
     "w4a8_adaround": qc.Recipe(weight=_INT4, rounding="adaround"),

@@ -45,6 +45,10 @@ class LayerRows:
         y = self.epilogue(jnp.matmul(self.x, jnp.asarray(matrix, self.x.dtype)), self.sides)
         return jnp.sum(jnp.square(y.astype(jnp.float32) - self.target.astype(jnp.float32)), axis=1)
 
+    def rounding_error(self, difference: Any) -> Any:
+        """Sum over rows of the square of what a change of the weight adds to its product; likewise."""
+        return jnp.sum(jnp.square(jnp.matmul(self.x, jnp.asarray(difference, self.x.dtype))), axis=1)
+
 
 def rows_of(layer: Layer, most: int, seed: int) -> LayerRows | None:
     """The rows of a layer; None where its product is no matrix product of rows.

@@ -39,8 +39,9 @@ class Decision:
 
     Attributes:
       codes: region -> the codes of its weight.
-      errors: region -> the squared error on the samples with nearest rounding and with these codes: the layer's own, or
-        that of the block with which it was rounded, in units of the energy of the block's results.
+      errors: region -> the squared error on the samples with nearest rounding and with these codes: of GPTQ what the
+        layer's rounding adds, of AdaRound that of its results to the float program's, or that of the block with which
+        it was rounded, in units of the energy of the block's results.
       left: region -> why its weight stays nearest.
     """
 
@@ -164,16 +165,23 @@ def _weight(run: Run, eqn: _compat.JaxprEqn) -> Weight:
 
 
 def _rounded(layer: Layer, rows: LayerRows, options: AdaRound | GPTQ) -> tuple[np.ndarray, tuple[float, float]]:
-    """The codes of a layer's weight, and its error with nearest ones and with these; never worse than nearest."""
+    """The codes of a layer's weight, and its error with nearest ones and with these; never worse than nearest.
+
+    AdaRound learns what makes up for the layers before it too, and its errors are against the float program. GPTQ makes
+    up for the layer's own rounding; chosen by more than that, features fit their rounding to what came before them on
+    the samples, and lose elsewhere.
+    """
     weight, product = layer.weight, rows.product
     spread = lambda array: np.asarray(product.matrix(np.broadcast_to(array, weight.array.shape)))
     matrix, scale, zero = (spread(a) for a in (weight.array, weight.scale, weight.zero_point))
     nearest = spread(weight.codes)
     if isinstance(options, AdaRound):
         found = _adaround.learned_codes(rows, matrix, scale, zero, weight.type, options)
+        error = rows.error
     else:
         found = _gptq.compensated_codes(rows.x, matrix, scale, zero, weight.type, options)
-    total = lambda codes: np.asarray(rows.error(spread(weight.at(product.weight(codes)))), np.float64)
+        error = lambda reals: rows.rounding_error(reals - matrix)
+    total = lambda codes: np.asarray(error(spread(weight.at(product.weight(codes)))), np.float64)
     before, after = total(nearest), total(found)
     # Features are independent of each other: each keeps the better of the two.
     better = (after < before)[:, None, :]
