@@ -55,7 +55,7 @@ def quantize(
       variables: of a linen module.
       method: of a module, in place of `__call__`.
       apply_kwargs: keyword arguments of every call that are no inputs (`{"train": False}`).
-      recipe: types and estimators: a `qc.Recipe`, or `default`, `litert`, `per_tensor`.
+      recipe: types and estimators: a `qc.Recipe`, or `default`, `accurate`, `int16x8`, `litert`, `per_tensor`.
       target: what the integers run on; `xla`.
       backend: `auto` or `lax_int`.
       io: `float`: inputs and outputs as the model has them; `int`: integer codes in and out.
