@@ -188,6 +188,23 @@ def test_gptq_of_independent_inputs_is_nearest(options):
     np.testing.assert_array_equal(codes, np.clip(np.rint(w / np.float32(0.3)), -8, 7))
 
 
+def test_gptq_is_judged_by_the_rounding_that_it_makes_up_for(passes):
+    weights = {"w": normal(16, 32), "v": normal(32, 8, seed=2)}
+
+    def behind_a_crude_layer(p, x):
+        with jax.named_scope("crude"):
+            h = x @ p["w"]
+        return h @ p["v"]
+
+    crude = qc.Rule(path="crude", weight=QuantType(2, symmetric=True))
+    found = passes(behind_a_crude_layer, weights, [X], qc.Recipe(weight=W4, rules=(crude,)), until="insert_qdq")
+    real, simulated = found["assign_precision"], found["insert_qdq"]
+    decision = round_weights.decide(real, simulated, [[X]], qc.GPTQ())
+    nearest, rounded = decision.errors["dot_general#0"]
+    # What the crude layer lost is far more than what rounding the next one adds, and GPTQ takes most of that away.
+    assert 5 * nearest < _error(real, simulated, X) and rounded < 0.5 * nearest
+
+
 def test_gptq_does_not_depend_on_the_size_of_blocks():
     x, w, scale = _correlated(64, 16)[None], normal(1, 16, 5), np.abs(normal(1, 16, 5, seed=4)) * 0.1 + np.float32(0.1)
     x = x + normal(1, 64, 16, seed=9, scale=0.5)
