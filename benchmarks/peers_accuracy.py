@@ -6,7 +6,7 @@ Needs `pip install -e '.[peers,aimet]'`, and for MiniLM `'.[minilm]'`; peers tha
 start from the same trained float model, exported from our traced program with its norms folded; an export that does not
 compute the same is no peer. A peer stands in the table with the best of its methods (`--all` prints each), chosen by
 the very results that are compared: more than anyone who calibrates could know. Convolutions and dots have operands of 8
-bits everywhere; `default` may also take 16 for some, `w8a8` may not.
+bits everywhere; `default` and `accurate` may also take 16 for some, `w8a8` may not.
 """
 
 from __future__ import annotations
