@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
 
 from qcompiler.ir import _compat
 from qcompiler.ir.constants import Constants
@@ -25,6 +24,8 @@ def clipped_mean(mean: Any, deviation: Any, low: Any = -np.inf, high: Any = np.i
     With a = (low - mean) / deviation, b = (high - mean) / deviation, density phi and distribution Phi it is
     deviation (phi(a) - phi(b)) + mean (Phi(b) - Phi(a)) + low Phi(a) + high (1 - Phi(b)).
     """
+    from scipy.special import ndtr
+
     mean, deviation, low, high = np.broadcast_arrays(*(np.asarray(a, np.float64) for a in (mean, deviation, low, high)))
     spread = np.where(deviation > 0, deviation, 1.0)
     a, b = (low - mean) / spread, (high - mean) / spread
