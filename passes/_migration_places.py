@@ -4,8 +4,8 @@ The factor of a place divides one operand along what is contracted, and multipli
 result, which its gain takes up, values behind attention (their product's output channels), the linear branch of a gated
 layer, or queries; the other is a weight, or keys. None of these is a pattern: `_migration_rules` says how factors pass.
 
-Where a norm's result is read elsewhere too, by a residual sum say, or where its gain was folded away, a product by
-1 / s is put between it and the products with weights.
+Where no constant can take it up, a product by 1 / s is put between a computed value and the products with weights that
+read it: behind a norm that a residual sum reads too, or whose gain was folded away, and behind GELU and the like.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from qcompiler.passes import _affine
 from qcompiler.passes._migration_factors import Key, Mark, Spread, completed, numbered
 from qcompiler.passes._migration_rules import RULES, contracted_labels
 
+#: What gives a value in wide integers first, to which a factor can be applied before it has 8 bits.
+_COMPUTING = classes.ELEMENTWISE | classes.PRODUCT
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Place:
@@ -35,6 +38,7 @@ class Place:
       products: dots that contract along the factor.
       between: (id of the product, operand) that read `value` through a product by 1 / s; empty where constants take
         the factor up.
+      costs: whether that product is one more than is computed anyway.
     """
 
     id: str
@@ -43,6 +47,7 @@ class Place:
     channels: int
     products: tuple[_compat.JaxprEqn, ...]
     between: frozenset[tuple[int, int]] = frozenset()
+    costs: bool = False
 
 
 def places(program: Program, constants: Constants) -> list[Place]:
@@ -102,10 +107,11 @@ def _contracts(eqn: _compat.JaxprEqn, marks: dict[Key, Mark]) -> bool:
 
 
 def _inserted(program: Program, constants: Constants, eqn: _compat.JaxprEqn, position: int) -> Place | None:
-    """The place at a norm's result that others read too: products with weights that contract the same channels."""
+    """The place between a computed value and the products with weights that contract its channels."""
     atom, contract = eqn.invars[position], eqn.params["dimension_numbers"][0][position]
     spread = _seeded(program, constants, eqn, position)
-    if spread is None or not _is_normed(program, constants, atom, contract):
+    made = program.producer.get(atom)
+    if spread is None or made is None or made.primitive.name not in _COMPUTING:
         return None
     products = []
     for user, k in program.users[atom]:
@@ -119,7 +125,8 @@ def _inserted(program: Program, constants: Constants, eqn: _compat.JaxprEqn, pos
         products.append((user, k))
     marks, channels = numbered(spread, atom)
     between = frozenset((id(user), k) for user, k in products)
-    return Place(program.ids[atom], atom, marks, channels, tuple(user for user, _ in products), between)
+    costs = not _is_normed(program, constants, atom, contract)
+    return Place(program.ids[atom], atom, marks, channels, tuple(user for user, _ in products), between, costs)
 
 
 def _is_normed(program: Program, constants: Constants, atom: Any, channels: tuple[int, ...]) -> bool:

@@ -2,6 +2,7 @@
 
     y = a + b       all three have the same factor
     y = a * b       y has that of a or that of b
+    y = max(a, 0)   the same, whatever the factor; a > 0 is as it was
     y = x @ W       along the contracted dimension W has the reciprocal of x's factor; along the others y has it
     reshape, ...    labels move as elements do
 
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler.ir import _compat
+from qcompiler.ir import _compat, classes
 from qcompiler.passes._migration_factors import RESULT, Choice, Demand, Mark, Rules, Spread
 from qcompiler.passes._scale_groups import reshaped
 
@@ -55,6 +56,13 @@ def _alike(first: int) -> Callable[[Spread, _compat.JaxprEqn], _Alternatives]:
         return [_given(*((k, mark.labels, mark.power) for k in (RESULT, *positions)))]
 
     return rule
+
+
+def _compared(spread: Spread, eqn: _compat.JaxprEqn) -> _Alternatives:
+    """What is compared has one factor, and the result none."""
+    positions = [k for k in (0, 1) if not _any_factor(spread, eqn.invars[k])]
+    mark = next(iter(_marked(spread, eqn, positions).values()))
+    return [_given(*((k, mark.labels, mark.power) for k in positions))]
 
 
 def _product(signs: tuple[int, int]) -> Callable[[Spread, _compat.JaxprEqn], _Alternatives]:
@@ -279,6 +287,11 @@ RULES: Rules = {
     "add": _alike(0),
     "sub": _alike(0),
     "neg": _alike(0),
+    "abs": _alike(0),
+    "max": _alike(0),
+    "min": _alike(0),
+    "clamp": _alike(0),
+    **dict.fromkeys(classes.COMPARE, _compared),
     "select_n": _alike(1),
     "convert_element_type": _alike(0),
     "copy": _alike(0),

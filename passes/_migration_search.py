@@ -24,8 +24,8 @@ from qcompiler.passes._migration_samples import Seen
 
 #: Exponents are so many-ths, 0 to 1: at first each `_COARSE`-th, then those beside the best.
 _STEPS, _COARSE = 20, 4
-#: A change must lower the error of the products by so much: less is chance.
-_LEAST_GAIN_DB = 0.2
+#: A change must lower the error of the products by so much: less is chance, or is not worth a further product.
+LEAST_GAIN_DB, LEAST_GAIN_FOR_COST_DB = 0.2, 1.0
 #: Of the largest channel: one below it is next to zero, and has no range to speak of.
 _NEXT_TO_ZERO = 2.0**-16
 #: Parts of the samples that factors and ranges are taken from, and those that the error is measured on: maxima of few
@@ -119,7 +119,9 @@ def factors_at(exponent: float, divided: np.ndarray, multiplied: np.ndarray) -> 
     return np.where(dead, 1.0, np.exp(log - log[~dead].mean()))
 
 
-def choose(products: Sequence[tuple[Operand, Operand]], channels: int, estimator_for: Any) -> Chosen | None:
+def choose(
+    products: Sequence[tuple[Operand, Operand]], channels: int, estimator_for: Any, least_gain_db: float = LEAST_GAIN_DB
+) -> Chosen | None:
     """The best factors for the products of a place, or None where no change is as good as any.
 
     Factors with which more operands would be stored in the wide type are no choice: that costs time, and accuracy
@@ -129,6 +131,7 @@ def choose(products: Sequence[tuple[Operand, Operand]], channels: int, estimator
       products: operands (batch, row, contracted) whose contraction is the product; shared by several if they are one.
       channels: how many factors there are.
       estimator_for: type -> range estimator (`numerics.ranges`).
+      least_gain_db: by which the products' error must fall.
     """
     operands = list({id(o): o for pair in products for o in pair}.values())
     exact = [_results(left.exact(), right.exact()) for left, right in products]
@@ -166,7 +169,7 @@ def choose(products: Sequence[tuple[Operand, Operand]], channels: int, estimator
         best = max(found, key=gain)
         found |= {k: tried(k / _STEPS) for k in (best - step, best + step) if 0 <= k <= _STEPS and k not in found}
     chosen = found[max(found, key=gain)]
-    return chosen if chosen is not None and chosen.gain_db >= _LEAST_GAIN_DB else None
+    return chosen if chosen is not None and chosen.gain_db >= least_gain_db else None
 
 
 def _results(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -4,6 +4,7 @@
     P @ (x @ V) @ O        ->      P @ (x @ (V / s)) @ (s * O)
     (act(g) * (x @ U)) @ D ->      (act(g) * (x @ (U / s))) @ (s * D)
     (x @ Q) @ (y @ K)^T    ->      (x @ (Q / s)) @ (y @ (K * s))^T
+    gelu(x) @ W            ->      (gelu(x) * (1 / s)) @ (s * W)
 
 s > 0 per contracted channel; `_migration_places` finds where it can be moved, whatever the spelling, and
 `_migration_search` chooses it by the error of the quantized products on samples. An activation has one scale for all
@@ -28,7 +29,7 @@ from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, rewrite
 from qcompiler.passes._migration_places import Place, places
 from qcompiler.passes._migration_samples import Seen, canonical, observe
-from qcompiler.passes._migration_search import Chosen, Operand, choose
+from qcompiler.passes._migration_search import LEAST_GAIN_DB, LEAST_GAIN_FOR_COST_DB, Chosen, Operand, choose
 
 #: Output channels of a weight that factors are tried on.
 _CHANNELS = 512
@@ -55,7 +56,8 @@ def decide(program: Program, batches: Sequence[Sequence[Any]], recipe: Any) -> D
     bar = ProgressBar("migrate: places", len(found))
     for number, place in enumerate(found):
         described = _described(program, constants, place, seen, factors, recipe)
-        best = choose(described, place.channels, recipe.estimator_for) if described else None
+        least = LEAST_GAIN_FOR_COST_DB if place.costs else LEAST_GAIN_DB
+        best = choose(described, place.channels, recipe.estimator_for, least) if described else None
         if best is not None:
             chosen[place.id] = best
             _compound(factors, place, best.factors)
