@@ -3,7 +3,9 @@
     y = region[conv]{ conv x w; add b; .. }      ->      the same with  b' = b - E[conv x^ w^ - conv x w]
 
 `empirical` (Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.2)
-takes the expectation of the whole error, layer after layer, each fed by those before it as they were corrected.
+takes the expectation of the whole error, layer after layer, each fed by those before it as they were corrected. Errors
+count by how much the program's outputs depend on them (`_influence`): a plain mean follows the few large values that
+transformers have on some tokens, which a norm divides by themselves anyway, and shifts all others.
 `analytic` takes that of the weights' error alone, `E[conv x (w^ - w)] = conv E[x] (w^ - w)`, from what the float
 program reads (eq. 17), so that layers do not depend on each other. Where a norm says what a layer reads
 (`_norm_means`), it takes E[x] from there, and needs no samples.
@@ -26,6 +28,7 @@ from qcompiler.ir.program import Program, rewrite
 from qcompiler.numerics import fixed_point, types
 from qcompiler.passes import _layerwise, _norm_means, _regions
 from qcompiler.passes._compiled import compiled
+from qcompiler.passes._influence import Influence, influences
 from qcompiler.passes._layerwise import Layer
 
 METHODS = ("empirical", "analytic")
@@ -59,13 +62,14 @@ def decide(real: Program, simulated: Program, batches: Sequence[Sequence[Any]], 
     """
     shifts: dict[str, np.ndarray] = {}
     left: dict[str, str] = {}
+    influence = influences(real, batches) if method == "empirical" and batches else {}
 
     def visit(layer: Layer) -> _layerwise.Change | None:
         k = _bias_of(layer.eqn)
         if k is None:
             left[layer.id] = "it has no bias with a number per channel that is added to its product"
             return None
-        shift = -(_weight_error(layer) if method == "analytic" else _whole_error(layer))
+        shift = -(_weight_error(layer) if method == "analytic" else _whole_error(layer, influence.get(layer.id)))
         shifts[layer.id] = shift.astype(np.float32)
         old = np.asarray(layer.operands[0][k])
         return {k: (old.astype(np.float32) + shifts[layer.id]).astype(old.dtype)}
@@ -95,7 +99,7 @@ def _by_norms(real: Program, simulated: Program) -> dict[str, np.ndarray]:
         off = np.asarray(constants.value(eqn.invars[k]), np.float32) - np.asarray(weight.array, np.float32)
         pair = [np.broadcast_to(means[read], read.aval.shape).astype(read.aval.dtype)] * 2
         pair[position] = off.astype(weight.array.dtype)
-        shifts[eqn.params["id"]] = -_mean(anchor, position, *pair, np.zeros((), np.float32)).astype(np.float32)
+        shifts[eqn.params["id"]] = -_mean(anchor, position, *pair).astype(np.float32)
     return shifts
 
 
@@ -149,16 +153,22 @@ def _encoded_bias(producer: Mapping[Any, _compat.JaxprEqn], var: Any) -> tuple[A
     return codes, scale
 
 
-def _whole_error(layer: Layer) -> np.ndarray:
+def _whole_error(layer: Layer, influence: Influence | None) -> np.ndarray:
     """Per channel, the mean over samples of what the product and its bias are off by."""
     anchor, bias = layer.anchor, _bias_of(layer.eqn)
-    position = _regions.weight_position(layer.eqn)
     wanted = [anchor.invars[0], anchor.invars[1], _compat.invars_of(layer.eqn.params["body"])[bias]]
-    off = 0.0
-    for batch in range(len(layer.operands)):
-        simulated = _mean(anchor, position, *layer.values(wanted, batch, simulated=True))
-        off = off + simulated - _mean(anchor, position, *layer.values(wanted, batch, simulated=False))
-    return off / len(layer.operands)
+    run = compiled(("product and bias", str(anchor)), lambda: lambda x, w, b: _compat.bind(anchor, (x, w))[0] + b)
+
+    def error(batch: int) -> np.ndarray:
+        simulated, real = (run(*layer.values(wanted, batch, simulated=s)) for s in (True, False))
+        return np.asarray(simulated - real, np.float32)
+
+    errors = map(error, range(len(layer.operands)))
+    if influence is not None:
+        return influence.mean(errors)
+    channels = contraction.weight_dims(anchor, _regions.weight_position(layer.eqn))
+    rest = tuple(k for k in range(anchor.outvars[0].aval.ndim) if k not in channels)
+    return np.mean([e.mean(axis=rest, keepdims=True, dtype=np.float64) for e in errors], axis=0)
 
 
 def _weight_error(layer: Layer) -> np.ndarray:
@@ -169,17 +179,16 @@ def _weight_error(layer: Layer) -> np.ndarray:
         pair = layer.values(anchor.invars, batch, simulated=False)
         rounded = np.asarray(layer.operands[batch][layer.k], np.float32)
         pair[position] = (rounded - np.asarray(pair[position], np.float32)).astype(pair[position].dtype)
-        off = off + _mean(anchor, position, *pair, np.zeros((), np.float32))
+        off = off + _mean(anchor, position, *pair)
     return off / len(layer.operands)
 
 
-def _mean(anchor: _compat.JaxprEqn, position: int, lhs: Any, rhs: Any, bias: Any) -> np.ndarray:
-    """Mean of the product plus a bias per channel, of the result's rank."""
+def _mean(anchor: _compat.JaxprEqn, position: int, lhs: Any, rhs: Any) -> np.ndarray:
+    """Mean of the product per channel, of the result's rank."""
     channels = contraction.weight_dims(anchor, position)
     rest = tuple(k for k in range(anchor.outvars[0].aval.ndim) if k not in channels)
     key = ("mean of product", str(anchor), rest)
     run = compiled(
         key, lambda: lambda *xs: _compat.bind(anchor, xs)[0].mean(axis=rest, keepdims=True, dtype=np.float32)
     )
-    spread = np.asarray(bias, np.float32)
-    return np.asarray(run(lhs, rhs), np.float64) + (spread.mean(axis=rest, keepdims=True) if spread.ndim else spread)
+    return np.asarray(run(lhs, rhs), np.float64)
