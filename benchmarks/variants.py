@@ -15,8 +15,6 @@ VARIANTS: dict[str, qc.Recipe] = {
     # Operands of products in 8 bits and never more, whatever calibration finds: the bits that the peers have.
     "w8a8": qc.Recipe(activation_sqnr=None, pair_sqnr=None),
     "w8a8_accurate": dataclasses.replace(recipes.NAMED["accurate"], activation_sqnr=None, pair_sqnr=None),
-    # The same, but products of two activations may have 16 bits, where NNCF for transformers stays in float.
-    "w8a8_pairs16_accurate": dataclasses.replace(recipes.NAMED["accurate"], activation_sqnr=None),
     # One scale per weight, and the ranges of its channels left as they are.
     "unequalized": qc.Recipe(granularity="tensor", equalize=False),
     # One scale per weight, channels equalized, and the mean errors that are left taken out of the biases.
@@ -29,4 +27,8 @@ VARIANTS: dict[str, qc.Recipe] = {
     # The same with a scale per 32 weights of a channel.
     "w4a8_group32": qc.Recipe(weight=_INT4, granularity="group32"),
     "w4a8_group32_gptq": qc.Recipe(weight=_INT4, granularity="group32", rounding="gptq"),
+    # With all that `accurate` does besides.
+    "w4a8_group32_gptq_accurate": dataclasses.replace(
+        recipes.NAMED["accurate"], weight=_INT4, granularity="group32", rounding="gptq"
+    ),
 }

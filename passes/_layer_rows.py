@@ -9,6 +9,7 @@ import dataclasses
 import zlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,20 +24,34 @@ _MOST_BYTES = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LayerRows:
-    """Matrices of one layer; float32.
+class InputRows:
+    """What the weight of one layer is multiplied with, as a matrix.
 
     Attributes:
       product: how weights and results lie.
+      x: float32[groups, rows, depth], in the simulation.
+    """
+
+    product: RowProduct
+    x: Any
+
+    def rounding_error(self, difference: Any) -> Any:
+        """Sum over rows of the squares that a change of the weight, `[groups, depth, features]`, adds to the product;
+        per group and feature."""
+        return jnp.sum(jnp.square(jnp.matmul(self.x, jnp.asarray(difference, self.x.dtype))), axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerRows(InputRows):
+    """Matrices of one layer, those of its epilogue and of what should come out too; float32.
+
+    Attributes:
       epilogue: from the product's rows to those of the target.
-      x: [groups, rows, depth]; what the simulation multiplies the weight with.
       sides: of the epilogue: [groups, rows or 1, features], or numbers.
       target: [groups, rows, features]; what the float program has behind the epilogue.
     """
 
-    product: RowProduct
     epilogue: Epilogue
-    x: Any
     sides: list[Any]
     target: Any
 
@@ -45,45 +60,52 @@ class LayerRows:
         y = self.epilogue(jnp.matmul(self.x, jnp.asarray(matrix, self.x.dtype)), self.sides)
         return jnp.sum(jnp.square(y.astype(jnp.float32) - self.target.astype(jnp.float32)), axis=1)
 
-    def rounding_error(self, difference: Any) -> Any:
-        """Sum over rows of the square of what a change of the weight adds to its product; likewise."""
-        return jnp.sum(jnp.square(jnp.matmul(self.x, jnp.asarray(difference, self.x.dtype))), axis=1)
 
-
-def rows_of(layer: Layer, most: int, seed: int) -> LayerRows | None:
-    """The rows of a layer; None where its product is no matrix product of rows.
+def inputs_of(layer: Layer, most: int, seed: int) -> InputRows | None:
+    """The inputs of a layer; None where its product is no matrix product of rows.
 
     Args:
       layer: of a walk.
       most: rows that are kept.
       seed: of what is drawn.
     """
-    anchor = layer.anchor
-    position = _regions.weight_position(layer.eqn)
-    product = RowProduct.of(anchor, position)
+    product = RowProduct.of(layer.anchor, _regions.weight_position(layer.eqn))
     if product is None:
         return None
-    epilogue = Epilogue.of(layer.eqn.params["body"], anchor)
-    wanted = [anchor.invars[1 - position], *epilogue.sides]
-    rng = np.random.default_rng([seed, zlib.crc32(layer.id.encode())])
-    count = len(layer.operands)
-    key = ("rows", str(anchor), tuple(v.aval.shape for v in anchor.invars), position)
-    draw = compiled(key, lambda: lambda x, drawn: product.rows(x)[:, drawn])
-    parts: list[tuple[Any, Any, list[Any]]] = []
-    for batch in range(count):
-        x, *sides = layer.values(wanted, batch, simulated=True)
+    drawn, order = _drawn(layer, product, most, seed)
+    key = ("rows", str(layer.anchor), tuple(v.aval.shape for v in layer.anchor.invars), product.position)
+    draw = compiled(key, lambda: lambda x, rows: product.rows(x)[:, rows])
+    wanted = [layer.anchor.invars[1 - product.position]]
+    parts = [draw(*layer.values(wanted, batch, simulated=True), rows) for batch, rows in enumerate(drawn)]
+    return InputRows(product, jnp.concatenate(parts, axis=1)[:, order])
+
+
+def rows_of(layer: Layer, most: int, seed: int) -> LayerRows | None:
+    """The rows of a layer; arguments and None as for `inputs_of`."""
+    inputs = inputs_of(layer, most, seed)
+    if inputs is None:
+        return None
+    product, epilogue = inputs.product, Epilogue.of(layer.eqn.params["body"], layer.anchor)
+    drawn, order = _drawn(layer, product, most, seed)
+    parts: list[tuple[Any, list[Any]]] = []
+    for batch, rows in enumerate(drawn):
+        sides = layer.values(epilogue.sides, batch, simulated=True)
         (y,) = layer.values([epilogue.result], batch, simulated=False)
-        target = product.result_rows(y)
-        room = max(1, _MOST_BYTES // max(1, 4 * target.shape[0] * product.depth))
-        share = -(-min(most, room) // count)
-        drawn = rng.permutation(target.shape[1])[:share]
-        pick = lambda array, drawn=drawn: array[:, drawn] if jnp.ndim(array) and array.shape[1] > 1 else array
-        parts.append((draw(x, drawn), pick(target), [pick(_side_rows(product, s, y.shape)) for s in sides]))
-    order = rng.permutation(sum(p[0].shape[1] for p in parts))
+        pick = lambda array, rows=rows: array[:, rows] if jnp.ndim(array) and array.shape[1] > 1 else array
+        parts.append((pick(product.result_rows(y)), [pick(_side_rows(product, s, y.shape)) for s in sides]))
     whole = lambda arrays: jnp.concatenate(arrays, axis=1)[:, order]
-    counts = [p[0].shape[1] for p in parts]
-    joined = [_joined([p[2][k] for p in parts], counts, whole) for k in range(len(epilogue.sides))]
-    return LayerRows(product, epilogue, whole([p[0] for p in parts]), joined, whole([p[1] for p in parts]))
+    counts = [len(rows) for rows in drawn]
+    joined = [_joined([p[1][k] for p in parts], counts, whole) for k in range(len(epilogue.sides))]
+    return LayerRows(product, inputs.x, epilogue, joined, whole([p[0] for p in parts]))
+
+
+def _drawn(layer: Layer, product: RowProduct, most: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Per batch, which rows are kept; and the order of all of them."""
+    groups, rows, depth = jax.eval_shape(product.rows, layer.anchor.invars[1 - product.position].aval).shape
+    rng, count = np.random.default_rng([seed, zlib.crc32(layer.id.encode())]), len(layer.operands)
+    room = max(1, _MOST_BYTES // max(1, 4 * groups * depth))
+    drawn = [rng.permutation(rows)[: -(-min(most, room) // count)] for _ in range(count)]
+    return drawn, rng.permutation(sum(map(len, drawn)))
 
 
 def _side_rows(product: RowProduct, side: Any, shape: tuple[int, ...]) -> Any:

@@ -90,11 +90,11 @@ class _Rounder:
         """Rounds a layer."""
         saved = self._checkpoint.load(layer.id)
         if saved is None:
-            rows = _layer_rows.rows_of(layer, self._options.rows, self._options.seed)
-            if rows is None:
+            rounded = _rounded(layer, self._options)
+            if rounded is None:
                 self.left[layer.id] = "its product is no matrix product of rows"
                 return None
-            chosen, error = _rounded(layer, rows, self._options)
+            chosen, error = rounded
             saved = {"codes": chosen.astype(layer.weight.type.dtype), "errors": np.asarray(error)}
             self._checkpoint.save(layer.id, saved)
         return self._keep(layer.id, layer.k, layer.weight, saved["codes"], saved["errors"])
@@ -164,18 +164,22 @@ def _weight(run: Run, eqn: _compat.JaxprEqn) -> Weight:
     return found[1]
 
 
-def _rounded(layer: Layer, rows: LayerRows, options: AdaRound | GPTQ) -> tuple[np.ndarray, tuple[float, float]]:
+def _rounded(layer: Layer, options: AdaRound | GPTQ) -> tuple[np.ndarray, tuple[float, float]] | None:
     """The codes of a layer's weight, and its error with nearest ones and with these; never worse than nearest.
 
     AdaRound learns what makes up for the layers before it too, and its errors are against the float program. GPTQ makes
     up for the layer's own rounding; chosen by more than that, features fit their rounding to what came before them on
-    the samples, and lose elsewhere.
+    the samples, and lose elsewhere. None where the product is no matrix product of rows.
     """
+    read = _layer_rows.rows_of if isinstance(options, AdaRound) else _layer_rows.inputs_of
+    rows = read(layer, options.rows, options.seed)
+    if rows is None:
+        return None
     weight, product = layer.weight, rows.product
     spread = lambda array: np.asarray(product.matrix(np.broadcast_to(array, weight.array.shape)))
     matrix, scale, zero = (spread(a) for a in (weight.array, weight.scale, weight.zero_point))
     nearest = spread(weight.codes)
-    if isinstance(options, AdaRound):
+    if isinstance(rows, LayerRows):
         found = _adaround.learned_codes(rows, matrix, scale, zero, weight.type, options)
         error = rows.error
     else:
