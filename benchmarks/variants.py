@@ -19,7 +19,9 @@ VARIANTS: dict[str, qc.Recipe] = {
     "unequalized": qc.Recipe(granularity="tensor", equalize=False),
     # One scale per weight, channels equalized, and the mean errors that are left taken out of the biases.
     "per_tensor_corrected": qc.Recipe(granularity="tensor", equalize=True, bias_correction="empirical"),
-    # Scales per channel of the weights, and channels equalized: activations have one scale all the same.
+    # Scales per channel of the weights, and channels left as they are: activations have one scale all the same.
+    "unequalized_per_channel": qc.Recipe(equalize=False),
+    # The same with channels equalized everywhere, where `default` does so only if they are far apart.
     "equalized": qc.Recipe(equalize=True),
     # Weights in 4 bits per channel, rounded to nearest.
     "w4a8": qc.Recipe(weight=_INT4),

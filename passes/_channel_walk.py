@@ -62,7 +62,7 @@ class Walk:
             if not all(v in self.constants for v in eqn.outvars):
                 self._step(eqn)
         for k, var in enumerate(program.outvars):
-            if var in self.of:
+            if isinstance(var, _compat.Var) and var in self.of:
                 self.groups.pin(self.of[var], f"result {k}")
         self._pin_shared_weights()
 

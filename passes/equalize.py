@@ -7,7 +7,10 @@ Exact, because what stands between commutes with a positive factor per channel, 
 factors may move is found by a walk over the program (`_channel_walk`, with a rule per primitive in `_channel_rules`):
 through rectifiers, pools, pads, reshapes and sums. Depthwise convs read and write channels of their own; the weights
 that write and read a residual stream share its factors. How far they move is `_balance`'s part. Outputs agree to
-float32 rounding. It matters for weights quantized per tensor.
+float32 rounding.
+
+Weights quantized per tensor need it. Where each channel of a weight has a scale of its own, its activation still has
+one for all: then factors move only where most channels would be left with few codes.
 """
 
 from __future__ import annotations
@@ -23,16 +26,29 @@ from qcompiler.passes._balance import WeightGroups, balance
 from qcompiler.passes._channel_walk import Site, Walk
 from qcompiler.passes._replaced import with_constants
 
+#: Channels are far apart where the largest factor is so many times the middle one: most of them use an eighth of the
+#: range that all share then, and 5 of its 8 bits. Trained networks stay below, unless something rescaled them.
+FAR_APART = 8.0
 
-def equalize(program: Program) -> Program:
+
+def equalize(program: Program, least: float = 1.0) -> Program:
     """See the module's docstring.
+
+    Args:
+      program: in float, before `partition`.
+      least: factors move only where the largest that a weight gets is so many times its middle one; 1 is everywhere.
 
     Notes `equalized`: `links`, weights that share channels (names of those that write and that read them, how many
     channels, the largest factor, up or down), and `pinned`, name of a weight -> why output channels of it stay.
     Norms that `fold_norms` noted are divided with the results that they describe.
     """
     walk = Walk(program)
-    factors = _factors(walk)
+    everything = walk.groups.roots(np.arange(len(walk.groups)))
+    free = ~walk.groups.is_pinned(everything)
+    factors = _factors(walk, free)
+    if least > 1:
+        far = _far_apart(walk, factors, least)
+        factors = _factors(walk, free & far[everything])
     products = {name: _divided(walk, sites[0], factors) for name, sites in walk.products.items()}
     numbers = [(site.eqn, site.position, _divided(walk, site, factors)) for site in walk.numbers]
     equalized = with_constants(
@@ -45,11 +61,28 @@ def equalize(program: Program) -> Program:
     return equalized.note("equalized", note).note("norms", _divided_norms(walk, factors))
 
 
-def _factors(walk: Walk) -> np.ndarray:
-    """The factor of each group, whatever it is tied to."""
+def _far_apart(walk: Walk, factors: np.ndarray, least: float) -> np.ndarray:
+    """Which groups are channels of a weight whose largest factor is so many times the middle one."""
+    far = np.zeros(len(factors), bool)
+    for sites in walk.products.values():
+        own = _own(walk, sites[0])
+        if own.size and np.max(factors[own]) >= least * np.median(factors[own]):
+            far[own] = True
+    return far
+
+
+def _own(walk: Walk, site: Site) -> np.ndarray:
+    """The groups that a weight writes and that may move."""
+    outside = np.unique(walk.groups.roots(site.outside))
+    return outside[~walk.groups.is_pinned(outside)]
+
+
+def _factors(walk: Walk, free: np.ndarray) -> np.ndarray:
+    """The factor of each group, whatever it is tied to; of all that are not free, 1."""
     program, groups = walk.program, walk.groups
     everything = groups.roots(np.arange(len(groups)))
-    free = ~groups.is_pinned(everything)
+    if not free.any():
+        return np.ones(len(groups))
     weights = []
     for name, sites in walk.products.items():
         outside, inside = groups.roots(sites[0].outside), groups.roots(sites[0].inside)
@@ -87,8 +120,7 @@ def _links(walk: Walk, factors: np.ndarray) -> list[dict[str, Any]]:
     found: dict[bytes, dict[str, Any]] = {}
     reads = {name: np.unique(walk.groups.roots(sites[0].inside)) for name, sites in walk.products.items()}
     for name, sites in walk.products.items():
-        outside = np.unique(walk.groups.roots(sites[0].outside))
-        own = outside[~walk.groups.is_pinned(outside)]
+        own = _own(walk, sites[0])
         if not own.size:
             continue
         readers = [n for n, inside in reads.items() if np.isin(inside, own).any()]

@@ -176,7 +176,7 @@ def _corrected(program: Program, setting: Setting) -> correct_bias.Decision:
 DATA_PASSES = (
     DataPass(
         "absorb_bias",
-        wanted=lambda recipe: recipe.equalizes,
+        wanted=lambda recipe: recipe.equalizes == "everywhere",
         decide=lambda program, setting: absorb_bias.decide(program, setting.samples),
         apply=lambda program, decision, recipe: absorb_bias.absorb_bias(program, decision),
         behind="equalize",

@@ -50,7 +50,9 @@ PASSES: dict[str, Callable[..., Program]] = {
     "simplify": lambda program, recipe: loops.everywhere(simplify.simplify, program),
     "fold_norms": lambda program, recipe: loops.everywhere(fold_norms.fold_norms, program),
     "rotate": lambda program, recipe: loops.everywhere(rotate.rotate, program),
-    "equalize": lambda program, recipe: loops.everywhere(equalize.equalize, program),
+    "equalize": lambda program, recipe: loops.everywhere(
+        lambda part: equalize.equalize(part, equalize.FAR_APART if recipe.equalizes == "far_apart" else 1.0), program
+    ),
     "partition": lambda program, recipe: loops.everywhere(partition.partition, program),
     "observe": lambda program, recipe: loops.everywhere(observe.observe, program),
     "assign_precision": lambda program, recipe: assign_precision.assign_precision(
@@ -295,7 +297,8 @@ def _what_changed(name: str, before: Program, after: Program) -> str:
     """The pass's effect in a few words."""
     notes = after.notes
     if name == "equalize":
-        return f"{len(notes['equalized']['links'])} links"
+        moved = [link for link in notes["equalized"]["links"] if link["largest_factor"] > 1]
+        return f"{len(moved)} links"
     if name == "rotate":
         rotated = sum("matrix" in stream for stream in notes["rotated"].values())
         return f"{rotated} of {len(notes['rotated'])} streams"
@@ -369,9 +372,9 @@ class _Row:
 def float_passes(manager: PassManager, program: Program, recipe: Recipe, data: Data | None = None) -> Program:
     """From the traced program to one with observers."""
     row = _Row(manager, recipe, data, {})
-    skipped = {name for name, wanted in (("rotate", recipe.rotate), ("equalize", recipe.equalizes)) if not wanted}
+    wanted = {"rotate": recipe.rotate, "equalize": recipe.equalizes != "nowhere"}
     for name in FLOAT_PASSES:
-        program = row.behind(name, program) if name in skipped else row.run(name, program)
+        program = row.run(name, program) if wanted.get(name, True) else row.behind(name, program)
     return program
 
 

@@ -46,8 +46,8 @@ class Recipe:
       activation_sqnr: an activation that meets weights, and whose signal over noise in 8 bits or fewer were less, in
         dB, is stored as `stream`, at the cost of a second int8 product; None: never.
       pair_sqnr: the same for the operands of a product of two activations.
-      equalize: cross-layer equalization and absorption of high biases, before calibration; None: only with weights per
-        tensor, which need it.
+      equalize: cross-layer equalization and absorption of high biases, before calibration. None: all of it with weights
+        per tensor, which need it; with others factors alone, and only where channels are far apart.
       rounding: how weights are rounded to codes: `nearest`, `adaround`, `gptq`, `seq_mse` (which chooses scales), or
         the method with options: `qc.AdaRound(...)` and so on. All but `nearest` read calibration samples.
       bias_correction: shift the biases of products by their mean error on calibration samples: `empirical` (the whole
@@ -172,9 +172,11 @@ class Recipe:
         return range_choices.named(self.ranges)
 
     @property
-    def equalizes(self) -> bool:
-        """Whether the equalize pass runs."""
-        return granularities.named(self.granularity).channel_group is None if self.equalize is None else self.equalize
+    def equalizes(self) -> str:
+        """Where the equalize pass moves factors: `everywhere`, where channels are `far_apart`, or `nowhere`."""
+        if self.equalize is not None:
+            return "everywhere" if self.equalize else "nowhere"
+        return "everywhere" if granularities.named(self.granularity).channel_group is None else "far_apart"
 
     @property
     def migrates(self) -> bool:

@@ -104,7 +104,7 @@ def test_results_of_zeros_agree(tmp_path):
     program = _program(lambda p, x: jnp.zeros_like(x) * p["s"])
     manager = _manager(tmp_path, program=program)
     pipeline.float_passes(manager, program, Recipe())
-    assert len(manager.records) == 5
+    assert len(manager.records) == 6
 
 
 def test_an_ill_typed_program_is_caught(tmp_path):
@@ -336,7 +336,7 @@ def test_environment_reaches_a_whole_run(tmp_path, monkeypatch, capsys):
     printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("# after ")]
     assert printed == ["# after fold_norms", "# after lower"]
     assert model.report.dump == str(tmp_path / "dumps")
-    assert (tmp_path / "dumps" / "summary.json").exists() and len(list((tmp_path / "dumps").glob("*.txt"))) == 10
+    assert (tmp_path / "dumps" / "summary.json").exists() and len(list((tmp_path / "dumps").glob("*.txt"))) == 11
 
 
 def test_one_accumulator_too_many_bits_is_caught_by_its_proof():

@@ -377,7 +377,7 @@ def test_calibration_batches_of_different_sizes():
     whole = qc.quantize(mlp, [np.concatenate(batches)], params=PARAMS)
     # Histograms count the same values, however they were cut; a float product rounds by its number of rows.
     assert db(whole(X), mixed(X)) > 60
-    assert mixed.report.passes[5].name == "calibrate" and mixed.report.passes[5].changed == "3 batches"
+    assert mixed.report.passes[6].name == "calibrate" and mixed.report.passes[6].changed == "3 batches"
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
@@ -536,6 +536,7 @@ def test_the_report_of_a_model_in_integers(qmlp):
         "trace",
         "simplify",
         "fold_norms",
+        "equalize",
         "partition",
         "observe",
         "calibrate",

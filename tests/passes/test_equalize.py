@@ -1,5 +1,6 @@
 """Channel scales move between products wherever a positive factor passes exactly, and nowhere else."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -12,7 +13,7 @@ from jax import lax
 import qcompiler as qc
 from qcompiler.debug.report import sqnr_db
 from qcompiler.ir.tracing import trace
-from qcompiler.passes.equalize import equalize
+from qcompiler.passes.equalize import FAR_APART, equalize
 from qcompiler.passes.fold_norms import fold_norms
 from qcompiler.passes.simplify import simplify
 
@@ -20,6 +21,9 @@ from qcompiler.passes.simplify import simplify
 LEAST_DB = 80.0
 # Sweeps end when no factor moves by more than half a percent; of two that meet, the ranges move by as much each.
 ALIKE = 0.02
+
+#: Eight bits wherever a product reads, so that what one range for all channels costs is seen.
+NARROW = {"activation_sqnr": None}
 
 
 def _spread(channels, factor=1e3, seed=9):
@@ -34,9 +38,9 @@ def _conv(x, w, groups=1, padding="SAME"):
     )
 
 
-def _equalize(fun, weights, x):
+def _equalize(fun, weights, x, least=1.0):
     before = fold_norms(simplify(trace(fun, weights, (jax.ShapeDtypeStruct(x.shape, x.dtype),))))
-    after = equalize(before)
+    after = equalize(before, least)
     assert sqnr_db(before.evaluate([x]), after.evaluate([x])) >= LEAST_DB
     return before, after
 
@@ -428,3 +432,58 @@ def test_constants_per_channel_stay_in_one_integer_region(link):
     assert all(r.islands == () and r.qdq_pairs_after == 0 for r in reports)
     changed = [{r.name: r.changed for r in report.passes} for report in reports]
     assert changed[0]["partition"] == changed[1]["partition"] == "2 regions, 0 islands"
+
+
+# Only where channels are far apart
+
+WIDE = 64
+
+
+def _three_products(p, x):
+    return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+
+
+def _apart(first, second):
+    """Weights with factors per channel on both hidden layers, taken back by the next."""
+    a, b, c = normal(16, WIDE), normal(WIDE, WIDE, seed=1), normal(WIDE, 8, seed=2)
+    return {"a": a * first, "b": b / first[:, None] * second, "c": c / second[:, None]}
+
+
+def _few(factor):
+    """One for all channels but two."""
+    return np.where(np.arange(WIDE) < 2, factor, 1.0).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("factors", "moves"),
+    [
+        (_spread(WIDE, 1.0), False),
+        (_spread(WIDE, 10.0), False),
+        (_spread(WIDE, 1e4), True),
+        (_few(100.0), True),
+        # Channels that are next to dead take no range from the others.
+        (_few(1e-4), False),
+    ],
+    ids=["alike", "a_little", "far", "two_large", "two_small"],
+)
+def test_channels_that_are_far_apart_move_and_no_others(factors, moves):
+    before, after = _equalize(_three_products, _apart(factors, _spread(WIDE, 4.0)), normal(4, 16), FAR_APART)
+    first, second = (link["largest_factor"] for link in _links(after))
+    assert (first > FAR_APART) == moves and second == 1.0
+    assert _unchanged(before, after) == (not moves)
+    np.testing.assert_array_equal(before.weights["c"], after.weights["c"])
+
+
+def test_by_default_weights_per_channel_survive_channels_that_are_far_apart():
+    x, weights = normal(256, 16), _apart(_spread(WIDE, 1e4), _spread(WIDE, 1e4, seed=3))
+    found = {}
+    for recipe in (qc.Recipe(), qc.Recipe(equalize=False)):
+        model = qc.quantize(_three_products, [x], params=weights, recipe=dataclasses.replace(recipe, **NARROW))
+        found[recipe.equalizes] = sqnr_db([_three_products(weights, x)], [model(x)])
+    # 8 bits of normal draws, whose largest are 4 deviations, and of weights leave more than 30 dB.
+    assert found["far_apart"] > 30 and found["nowhere"] < 15, found
+
+
+def test_results_that_are_numbers():
+    _, after = _equalize(lambda p, x: (x @ p["w"], 1.0), {"w": normal(4, 4)}, normal(3, 4))
+    assert _links(after) == []

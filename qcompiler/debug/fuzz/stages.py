@@ -44,7 +44,7 @@ def compile_stages(
     program = tracing.trace(fun, weights, tuple(inputs), parameter_names=names)
     run = lambda program, *names: functools.reduce(lambda p, name: pipeline.PASSES[name](p, recipe), names, program)
     traced = run(program, "simplify", "fold_norms")
-    program = run(traced, *(["equalize"] if recipe.equalizes else []), "partition", "observe")
+    program = run(traced, *(["equalize"] if recipe.equalizes != "nowhere" else []), "partition", "observe")
     program = _calibrated(program, inputs) if stats is None else program.replace(stats=stats)
     fused = run(program, "assign_precision", "insert_qdq", "fuse")
     return Stages(traced, fused, run(fused, "fold_zero_points"))
