@@ -132,7 +132,7 @@ class _Factors:
         own = self.bias_alone[groups]
         if own.any():
             biases = self.bias[groups] - self.logs[groups]
-            written[own] = (biases + _usual(written[~own] - biases[~own]))[own]
+            written[own] = (biases + _usual(_beside(written[~own], biases[~own])))[own]
         known = np.isfinite(written), np.isfinite(read)
         change = np.where(known[0], written, 0.0) - np.where(known[1], read, 0.0)
         change *= np.where(known[0] & known[1], block.damping, 1.0)
@@ -144,8 +144,14 @@ class _Factors:
         """Finds the channels that compute little but their bias, once ranges are alike."""
         for block in self.blocks:
             groups = block.groups
-            beside = block.ranges(self.logs, writes=True) - (self.bias[groups] - self.logs[groups])
+            beside = _beside(block.ranges(self.logs, writes=True), self.bias[groups] - self.logs[groups])
             self.bias_alone[groups] = beside < _usual(beside) - np.log(_BIAS_ALONE)
+
+
+def _beside(ranges: np.ndarray, biases: np.ndarray) -> np.ndarray:
+    """Logarithms of ranges over those of biases; NaN where both are zero, a channel that computes nothing."""
+    with np.errstate(invalid="ignore"):
+        return ranges - biases
 
 
 def _usual(logs: np.ndarray) -> float:

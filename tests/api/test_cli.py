@@ -18,6 +18,7 @@ PASSES = [
     "trace",
     "simplify",
     "fold_norms",
+    "equalize",
     "partition",
     "observe",
     "assign_precision",
@@ -61,9 +62,9 @@ def test_dump_to_a_folder(tmp_path):
     assert by_name["partition"]["ops"] == {"qc_region": 2}
     trace = (folder / "00-trace.txt").read_text()
     assert "program trace" in trace and "dot_general#1" in trace and os.path.basename(__file__) in trace
-    lowered = (folder / "09-lower.txt").read_text()
+    lowered = (folder / "10-lower.txt").read_text()
     assert "mulhi" in lowered and "qc_region" not in lowered
-    diff = (folder / "03-partition.diff").read_text()
+    diff = (folder / "04-partition.diff").read_text()
     assert diff.startswith("--- before\n+++ partition\n") and "+  %1" in diff and "qc_region" in diff
 
 

@@ -484,6 +484,16 @@ def test_by_default_weights_per_channel_survive_channels_that_are_far_apart():
     assert found["far_apart"] > 30 and found["nowhere"] < 15, found
 
 
+@pytest.mark.parametrize("dead", [slice(None), slice(0, 3)], ids=["all", "some"])
+def test_channels_of_zeros_stay(dead):
+    weights = {"w": normal(4, 8), "b": normal(8, seed=1), "v": normal(8, 4, seed=2)}
+    weights["w"][:, dead] = weights["b"][dead] = 0
+    fun = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"]
+    before, after = _equalize(fun, weights, normal(3, 4), FAR_APART)
+    assert _unchanged(before, after)
+    _equalize(fun, weights, normal(3, 4))
+
+
 def test_results_that_are_numbers():
     _, after = _equalize(lambda p, x: (x @ p["w"], 1.0), {"w": normal(4, 4)}, normal(3, 4))
     assert _links(after) == []
