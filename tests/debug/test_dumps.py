@@ -84,7 +84,8 @@ def test_a_whole_compilation_dumps_every_pass(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("QCOMPILER_PRINT_AFTER", "fuse")
     qc.quantize(lambda p, x: jax.nn.relu(x @ p["w"]), [X], params=WEIGHTS, dump=tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    expected = ["trace", "simplify", "fold_norms", "partition", "observe", "assign_precision", "insert_qdq", "fuse"]
+    expected = ["trace", "simplify", "fold_norms", "equalize", "partition", "observe"]
+    expected += ["assign_precision", "insert_qdq", "fuse"]
     assert [s["pass"] for s in summary] == [*expected, "fold_zero_points", "lower"]
     assert all("seconds" in s for s in summary)
     # The simulation of one layer in int8: some 40 dB.
