@@ -35,7 +35,7 @@ class Influence:
 
     Attributes:
       channels: dimensions of the result that its weight has.
-      drawn: int[rows], which rows of `rows_of` are kept.
+      drawn: int[rows], which rows, with channels last, are kept.
       weights: per batch float32[rows, channels], with a mean of 1 over all rows of a channel.
     """
 
@@ -60,14 +60,14 @@ class Influence:
 def influences(program: Program, batches: Sequence[Sequence[Any]], seed: int = 0) -> dict[str, Influence]:
     """The influence of every product with a weight: region -> `Influence`. Regions in bodies of loops are left out.
 
-    Empty where the outputs have no derivatives: there are no real ones, or a loop has no known length.
+    Empty where the outputs have no derivatives: there are no real ones, a loop has no known length, or JAX knows none.
 
     Args:
       program: partitioned, in float.
       batches: flat inputs of its own shapes.
       seed: of signs and rows.
     """
-    layers = [e for e in replay.live_equations(program.jaxpr) if _is_layer(e)]
+    layers = [e for e in replay.live_equations(program.jaxpr) if _is_layer(e) and not _is_empty(e)]
     reals = [k for k, v in enumerate(program.outvars) if classes.is_float(v)]
     if not layers or not reals:
         return {}
@@ -75,8 +75,7 @@ def influences(program: Program, batches: Sequence[Sequence[Any]], seed: int = 0
     shapes = {e.params["id"]: _regions.anchor_of(e).outvars[0].aval for e in layers}
     drawn = {region: _drawn(aval.shape, channels[region], seed) for region, aval in shapes.items()}
 
-    def projected(taps: Mapping[str, Any], key: Any, inputs: Sequence[Any]) -> Any:
-        args = [*program.weights.values(), *inputs]
+    def projected(taps: Mapping[str, Any], key: Any, args: Sequence[Any]) -> Any:
         outputs = replay.evaluate(
             program.jaxpr, args, lambda eqn, values: _tapped(eqn, values, taps), keep_source=False
         )
@@ -87,22 +86,21 @@ def influences(program: Program, batches: Sequence[Sequence[Any]], seed: int = 0
         return total
 
     @jax.jit
-    def squares(key: Any, *inputs: Any) -> dict[str, Any]:
+    def squares(key: Any, weights: Sequence[Any], inputs: Sequence[Any]) -> dict[str, Any]:
         taps = {region: jnp.zeros(aval.shape, aval.dtype) for region, aval in shapes.items()}
-        found = jax.grad(projected)(taps, key, inputs)
+        found = jax.grad(projected)(taps, key, [*weights, *inputs])
         return {r: jnp.square(_rows(g, channels[r])[drawn[r]].astype(jnp.float32)) for r, g in found.items()}
 
     summed: dict[str, list[np.ndarray]] = {region: [] for region in shapes}
-    key = jax.random.key(seed)
+    key, weights = jax.random.key(seed), list(map(jnp.asarray, program.weights.values()))
     with contextlib.closing(ProgressBar("influence on outputs", len(batches))) as bar:
         for number, batch in enumerate(batches):
             draws = []
             for draw in range(_DRAWS):
                 try:
-                    draws.append(squares(jax.random.fold_in(key, number * _DRAWS + draw), *batch))
-                except ValueError as error:
-                    if "Reverse-mode" not in str(error):
-                        raise
+                    draws.append(squares(jax.random.fold_in(key, number * _DRAWS + draw), weights, list(batch)))
+                except (NotImplementedError, ValueError):
+                    # So JAX says that a primitive has no derivative, each in words of its own.
                     return {}
             for region, parts in summed.items():
                 parts.append(np.sum([np.asarray(found[region]) for found in draws], axis=0))
@@ -112,6 +110,10 @@ def influences(program: Program, batches: Sequence[Sequence[Any]], seed: int = 0
 
 def _is_layer(eqn: _compat.JaxprEqn) -> bool:
     return _regions.is_region(eqn) and _regions.weight_position(eqn) is not None
+
+
+def _is_empty(eqn: _compat.JaxprEqn) -> bool:
+    return 0 in _regions.anchor_of(eqn).outvars[0].aval.shape
 
 
 def _channels(eqn: _compat.JaxprEqn) -> tuple[int, ...]:
@@ -134,7 +136,7 @@ def _drawn(shape: tuple[int, ...], channels: tuple[int, ...], seed: int) -> np.n
 
 def _tapped(eqn: _compat.JaxprEqn, values: Sequence[Any], taps: Mapping[str, Any]) -> list[Any] | None:
     """A layer with a tap added to its product."""
-    if not _is_layer(eqn):
+    if not _is_layer(eqn) or eqn.params["id"] not in taps:
         return None
     anchor, tap = _regions.anchor_of(eqn), taps[eqn.params["id"]]
     add = lambda inner, given: [_compat.bind(inner, given)[0] + tap] if inner is anchor else None

@@ -25,6 +25,8 @@ Key = Any
 RESULT = -1
 #: What has grown over so many equations without an end ends nowhere.
 _MOST_STEPS = 256
+#: Magnitudes from here on stand for infinity; bfloat16's end too.
+_HUGE = 2.0**120
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,9 +125,11 @@ class Spread:
             raise Conflict
         constant = atom in self.constants
         if not constant:
+            if len(shape) != labels.ndim:
+                raise Conflict
             # A constant can be made larger, a computed value has one element for all.
             labels = self.tied(labels, [d for d, n in enumerate(shape) if n == 1 and labels.shape[d] > 1])
-        elif len(shape) not in (0, labels.ndim):
+        elif len(shape) not in (0, labels.ndim) or self._is_huge(atom):
             raise Conflict
         held = self.marks.get(key)
         if held is not None:
@@ -138,6 +142,11 @@ class Spread:
         self.marks[key] = Mark(labels, power)
         if not constant:
             self.open += [self.program.producer[atom], *(user for user, _ in self.program.users[atom])]
+
+    def _is_huge(self, atom: Any) -> bool:
+        """Whether a constant is a number that stands for infinity, such as `finfo.max`, which a factor takes there."""
+        number = self.constants.uniform(atom)
+        return number is not None and abs(number) > _HUGE
 
     def is_free(self, var: _compat.Var) -> bool:
         """Whether a value is computed and read inside of the program alone, so that nobody else sees its numbers."""

@@ -7,7 +7,7 @@
     reshape, ...    labels move as elements do
 
 A rule gives alternatives, the better first: it is better for a factor to end in constants soon. What has no rule passes
-no factor: what is not linear, and sums and extremes along the channels.
+no factor: what is not positively homogeneous.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _any_factor(spread: Spread, atom: Any) -> bool:
 
 
 def _alike(first: int) -> Callable[[Spread, _compat.JaxprEqn], _Alternatives]:
-    """Operands from `first` on and the result have one factor: sums, choices, what keeps a value as it is."""
+    """Operands from `first` on and the result have one factor: sums, extremes, choices, magnitudes, copies."""
 
     def rule(spread: Spread, eqn: _compat.JaxprEqn) -> _Alternatives:
         positions = [k for k in range(first, len(eqn.invars)) if not _any_factor(spread, eqn.invars[k])]

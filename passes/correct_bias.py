@@ -157,11 +157,12 @@ def _whole_error(layer: Layer, influence: Influence | None) -> np.ndarray:
     """Per channel, the mean over samples of what the product and its bias are off by."""
     anchor, bias = layer.anchor, _bias_of(layer.eqn)
     wanted = [anchor.invars[0], anchor.invars[1], _compat.invars_of(layer.eqn.params["body"])[bias]]
-    run = compiled(("product and bias", str(anchor)), lambda: lambda x, w, b: _compat.bind(anchor, (x, w))[0] + b)
+    product = lambda x, w: _compat.bind(anchor, (x, w))[0].astype(np.float32)
+    run = compiled(("product and bias", str(anchor)), lambda: lambda x, w, b: product(x, w) + b.astype(np.float32))
 
     def error(batch: int) -> np.ndarray:
         simulated, real = (run(*layer.values(wanted, batch, simulated=s)) for s in (True, False))
-        return np.asarray(simulated - real, np.float32)
+        return np.asarray(simulated - real)
 
     errors = map(error, range(len(layer.operands)))
     if influence is not None:

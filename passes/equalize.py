@@ -29,6 +29,8 @@ from qcompiler.passes._replaced import with_constants
 #: Channels are far apart where the largest factor is so many times the middle one: most of them use an eighth of the
 #: range that all share then, and 5 of its 8 bits. Trained networks stay below, unless something rescaled them.
 FAR_APART = 8.0
+#: Magnitudes from here on stand for infinity; bfloat16's end too.
+_HUGE = 2.0**120
 
 
 def equalize(program: Program, least: float = 1.0) -> Program:
@@ -45,10 +47,10 @@ def equalize(program: Program, least: float = 1.0) -> Program:
     walk = Walk(program)
     everything = walk.groups.roots(np.arange(len(walk.groups)))
     free = ~walk.groups.is_pinned(everything)
-    factors = _factors(walk, free)
     if least > 1:
-        far = _far_apart(walk, factors, least)
-        factors = _factors(walk, free & far[everything])
+        free &= ~_beside_huge(walk)[everything]
+        free &= _far_apart(walk, _factors(walk, free), least)[everything]
+    factors = _factors(walk, free)
     products = {name: _divided(walk, sites[0], factors) for name, sites in walk.products.items()}
     numbers = [(site.eqn, site.position, _divided(walk, site, factors)) for site in walk.numbers]
     equalized = with_constants(
@@ -69,6 +71,16 @@ def _far_apart(walk: Walk, factors: np.ndarray, least: float) -> np.ndarray:
         if own.size and np.max(factors[own]) >= least * np.median(factors[own]):
             far[own] = True
     return far
+
+
+def _beside_huge(walk: Walk) -> np.ndarray:
+    """Which groups divide numbers that stand for infinity, which a factor would take there."""
+    huge = np.zeros(len(walk.groups), bool)
+    for site in walk.numbers:
+        held = np.abs(np.asarray(walk.constants.value(site.eqn.invars[site.position])).astype(np.float64))
+        if np.max(held, initial=0.0, where=np.isfinite(held)) > _HUGE:
+            huge[np.unique(walk.groups.roots(site.outside))] = True
+    return huge
 
 
 def _own(walk: Walk, site: Site) -> np.ndarray:

@@ -157,23 +157,30 @@ def apply(program: Program, decision: Decision) -> Program:
             by = chosen.factors[place.marks[place.value].labels] ** place.marks[place.value].power
             inserted |= {use: (name, by) for use in place.between}
     #: A rewrite is traced more than once, each time with a builder of its own.
-    made: dict[tuple[int, str], Any] = {}
+    made: dict[tuple[Builder, str], Any] = {}
 
     def rule(builder: Builder, eqn: _compat.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
+        if all(v in constants for v in eqn.outvars) and any(v is None for v in values):
+            # What read it reads a weight of its own now.
+            return [None] * len(eqn.outvars)
         uses = [(id(eqn), k) for k in range(len(eqn.invars))]
         for k, (use, atom) in enumerate(zip(uses, eqn.invars, strict=True)):
             if use in inserted:
                 name, by = inserted[use]
-                if (id(builder), name) not in made:
+                if (builder, name) not in made:
                     weight = builder.weight(f"{name}:migrating", by.astype(atom.aval.dtype))
-                    made[id(builder), name] = lax.mul(values[k], weight)
-                values[k] = made[id(builder), name]
+                    made[builder, name] = lax.mul(values[k], weight)
+                values[k] = made[builder, name]
             elif use in factors:
                 held = np.asarray(constants.value(atom))
                 name = ids[atom].removeprefix("weight:") if isinstance(atom, _compat.Var) else f"operand_{k}"
                 scaled = (held.astype(np.float64) * factors[use]).astype(held.dtype)
                 values[k] = builder.weight(f"{name}:migrated@{ids[eqn.outvars[0]]}", scaled)
         changed = any(use in inserted or use in factors for use in uses)
+        if changed and eqn.primitive.name == "clamp":
+            # Its bounds are numbers, or as large as what they bound.
+            low, x, high = values
+            return [lax.min_p.bind(lax.max_p.bind(x, low), high)]
         return _compat.bind(eqn, values) if changed else None
 
     rescaled = {ids[eqn.outvars[0]] for eqn in program.eqns if any((id(eqn), k) in factors for k in (0, 1))}

@@ -61,8 +61,8 @@ class Recipe:
       supergroups: rows of ops that are to be one integer op; where the regions say otherwise, the report does.
       precision: types chosen by data for the layers that no rule decides: a `Precision` (what to choose from, under
         which budget), or an `Assignment` of it or the path of its file, which are applied as they stand.
-      migrate: move channel scales between operands of products, from norms into weights above all, where it lowers the
-        products' error on the calibration data; None: no.
+      migrate: move channel scales between operands of products, from norms and activation functions into weights above
+        all, where it lowers the products' error on the calibration data; None: no.
       rotate: turn residual streams by a Hadamard matrix, so that no channel stands out, for 4 bits.
 
     Raises:

@@ -101,6 +101,11 @@ def _shift_right(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> 
     return Int(_compat.bind(eqn, [x.x, traced(count)])[0], low, high)
 
 
+def _as_real(value: Any) -> Any:
+    """An operand; known numbers as a constant without terms."""
+    return Real([], value.value.astype(np.float64)) if isinstance(value, Known) else value
+
+
 @rule("neg")
 def _negate(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
     return values[0].scaled(np.float64(-1))
@@ -125,12 +130,12 @@ def _magnitude(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> An
 
 @rule("select_n")
 def _select(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
-    return Choice("select", values[1:], values[0])
+    return Choice("select", [_as_real(v) for v in values[1:]], values[0])
 
 
 @rule(*sorted(classes.COMPARE))
 def _compare(context: Context, eqn: _compat.JaxprEqn, values: list[Any]) -> Any:
-    a, b = (Real([], v.value.astype(np.float64)) if isinstance(v, Known) else v for v in values)
+    a, b = map(_as_real, values)
     return rounding.compare(context, eqn.primitive.name, a.plus(b.scaled(np.float64(-1))), context.label("compare"))
 
 

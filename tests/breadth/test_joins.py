@@ -141,6 +141,12 @@ def test_selection_by_another_value(compiled):
     compiled(lambda x, y: jnp.where(y > 0, x, 0.1 * x), MAP, MAP, sqnr=25)
 
 
+def test_numbers_that_are_selected_are_scaled_too(compiled):
+    """`nan_to_num` chooses zero and the largest numbers instead of some; the product with gains joins its region."""
+    gains = np.linspace(0.5, 2, MAP[-1], dtype=np.float32)
+    compiled(lambda x, y: jnp.nan_to_num(x + y) * gains, MAP, MAP)
+
+
 # Squeeze and excite (Hu et al. 2018, arXiv:1709.01507)
 
 

@@ -494,6 +494,19 @@ def test_channels_of_zeros_stay(dead):
     _equalize(fun, weights, normal(3, 4))
 
 
+def test_numbers_that_stand_for_infinity_hold_their_channels():
+    most = float(np.finfo(np.float32).max)
+    weights = {"a": normal(16, WIDE) * _spread(WIDE, 1e4), "c": normal(WIDE, 8, seed=2)}
+    before, after = _equalize(lambda p, x: jnp.clip(x @ p["a"], 0, most) @ p["c"], weights, normal(4, 16), FAR_APART)
+    assert _unchanged(before, after)
+
+
+def test_values_without_elements_are_left_alone():
+    fun = lambda p, x: (((x @ p["w"]) @ p["v"][:, :0]).sum(-1), (x @ p["w"]).sum(-1))
+    before, after = _equalize(fun, {"w": normal(4, 8), "v": normal(8, 4, seed=2)}, normal(3, 4))
+    assert _unchanged(before, after)
+
+
 def test_results_that_are_numbers():
     _, after = _equalize(lambda p, x: (x @ p["w"], 1.0), {"w": normal(4, 4)}, normal(3, 4))
     assert _links(after) == []

@@ -71,9 +71,10 @@ def test_of_large_results_some_rows_are_kept(monkeypatch):
     "fun",
     [
         lambda p, x: jnp.argmax(x @ p["w"] + p["b"], axis=-1),
+        lambda p, x: lax.nextafter(x @ p["w"] + p["b"], np.float32(1)),
         lambda p, x: lax.while_loop(lambda y: jnp.sum(y) < 1e3, lambda y: y * 2, jnp.abs(x @ p["w"] + p["b"]) + 1),
     ],
-    ids=["integers", "while"],
+    ids=["integers", "nextafter", "while"],
 )
 def test_without_derivatives_nothing_is_said(fun, passes):
     x = normal(8, 16)
@@ -87,6 +88,12 @@ def test_without_derivatives_nothing_is_said(fun, passes):
 def _masked(p, x, mask):
     """Rows that a mask leaves out are computed, and nobody reads them."""
     return jnp.sum(jax.nn.relu(x @ p["w"] + p["b"]) * mask[:, None], axis=0)
+
+
+def test_products_without_elements_have_none():
+    fun = lambda p, x: (x @ p["w"] + p["b"], x @ p["w"][:, :0])
+    x = normal(8, 16)
+    assert list(influences(_partitioned(fun, WEIGHTS, x), [[x]])) == [REGION]
 
 
 def test_rows_that_nobody_reads_do_not_shift_biases(passes):

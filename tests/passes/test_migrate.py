@@ -1,4 +1,4 @@
-"""Channel scales move between operands of products wherever linear equations alone lie between, and nowhere else."""
+"""Channel scales move between operands of products, through what commutes with them or into a product of their own."""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from qcompiler.ir.constants import Constants
 from qcompiler.ir.tracing import trace
 from qcompiler.passes import migrate
 from qcompiler.passes._migration_places import places
+from qcompiler.passes._migration_search import Chosen
 from qcompiler.passes.fold_norms import fold_norms
 from qcompiler.passes.simplify import simplify
 
@@ -238,6 +239,8 @@ PASSED = {
     "absolute": jnp.abs,
     "the_larger": lambda y: jnp.maximum(y, 0.5 * y),
     "relu6": lambda y: jnp.clip(y, 0, 6 * _outliers(WIDTH)),
+    "clamped": lambda y: jax.lax.clamp(0.0, y, 1e3),
+    "chosen": lambda y: jnp.where(y > 1.0, y, 0.5 * y),
 }
 #: What is computed otherwise is multiplied by 1 / s where products with weights read it.
 MULTIPLIED = {
@@ -246,6 +249,9 @@ MULTIPLIED = {
     "squared": jnp.square,
     "by_itself": lambda y: y * y,
     "exponentials": lambda y: jnp.exp(0.01 * y),
+    # The numbers that stand for infinity have no room for a factor.
+    "numbers": jnp.nan_to_num,
+    "larger_than_a_scalar": lambda y: jnp.maximum(y, jnp.sum(y) * 1e-3),
 }
 
 
@@ -259,6 +265,48 @@ def test_factors_pass_homogeneous_functions_and_stay_behind_others(name):
     without, with_ = (_simulated_sqnr(fun, weights, X, migrate=m) for m in (False, True))
     # As in `HELPED`, less what the int12 index of a table loses of the channels that are small before it.
     assert with_ >= without + (6 if name in MULTIPLIED else 10), (without, with_)
+
+
+WEIGHTS_OF_CONSTANTS = {
+    "spread_out": lambda p, x: jnp.einsum(
+        "bsh,bhk->bsk", jax.nn.gelu(x @ p["square"]), jnp.broadcast_to(p["w"], (*x.shape[:1], WIDTH, 8))
+    ),
+    "chosen": lambda p, x: jnp.where(x[..., :1] > 0, x @ p["square"], p["row"]) @ p["w"],
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS_OF_CONSTANTS)
+def test_weights_that_are_spread_out_first(name):
+    _, _, decision = _migrate(WEIGHTS_OF_CONSTANTS[name], _apart() | {"row": normal(WIDTH, seed=4)})
+    assert len(decision) == 1
+
+
+def test_two_products_may_contract_other_dimensions_of_one_value():
+    """Channels and tokens, as a mixer does; each product gets the factors of its own."""
+    weights = _apart() | {"t": normal(8, 6, seed=4)}
+
+    def fun(p, x):
+        y = jax.nn.gelu(x @ p["square"])
+        return y @ p["w"], jnp.einsum("bsh,st->bth", y, p["t"])
+
+    before = _before(fun, weights)
+    found = places(before, Constants(before))
+    decision = {place.id: Chosen(np.linspace(0.5, 2, place.channels), 0.5, 1.0) for place in found}
+    assert [len(chosen.factors) for chosen in decision.values()] == [WIDTH, 8]
+    after = migrate.apply(before, decision)
+    assert sqnr_db(before.evaluate([X]), after.evaluate([X])) >= LEAST_DB
+
+
+EMPTY = {
+    "no_results": lambda p, x: (jax.nn.gelu(x @ p["square"]) @ p["w"][:, :0], x @ p["w"]),
+    "no_rows": lambda p, x: (jax.nn.gelu(x[:0] @ p["square"]) @ p["w"], x @ p["w"]),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_products_of_nothing_have_no_place(name):
+    before = _before(EMPTY[name], _apart())
+    assert migrate.decide(before, [[X]], qc.Recipe(**NARROW)) == {}
 
 
 def test_what_others_read_is_multiplied_for_products_alone():
