@@ -72,8 +72,7 @@ class Walk:
             return
         found = None
         wide = all(v.aval.dtype.itemsize >= 4 for v in (*eqn.invars, *floats) if classes.is_float(v))
-        empty = any(0 in v.aval.shape for v in (*eqn.invars, *eqn.outvars))
-        if len(eqn.outvars) == 1 and wide and not empty:
+        if len(eqn.outvars) == 1 and wide and not classes.is_empty(eqn):
             name = eqn.primitive.name
             rule = Walk.product if name in classes.PRODUCT else _channel_rules.RULES.get(name)
             found = rule(self, eqn) if rule is not None else None

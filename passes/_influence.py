@@ -21,7 +21,7 @@ import numpy as np
 from qcompiler.debug.progress import ProgressBar
 from qcompiler.ir import _compat, classes, contraction, replay
 from qcompiler.ir.program import Program
-from qcompiler.passes import _regions
+from qcompiler.passes import _layerwise, _regions
 
 #: Estimates per batch, each by one pass back from random signs on the outputs.
 _DRAWS = 4
@@ -67,7 +67,8 @@ def influences(program: Program, batches: Sequence[Sequence[Any]], seed: int = 0
       batches: flat inputs of its own shapes.
       seed: of signs and rows.
     """
-    layers = [e for e in replay.live_equations(program.jaxpr) if _is_layer(e) and not _is_empty(e)]
+    layers = [e for e in replay.live_equations(program.jaxpr) if _layerwise.is_weighted(e)]
+    layers = [e for e in layers if not classes.is_empty(_regions.anchor_of(e))]
     reals = [k for k, v in enumerate(program.outvars) if classes.is_float(v)]
     if not layers or not reals:
         return {}
@@ -108,14 +109,6 @@ def influences(program: Program, batches: Sequence[Sequence[Any]], seed: int = 0
     return {r: Influence(channels[r], drawn[r], _normalized(parts)) for r, parts in summed.items()}
 
 
-def _is_layer(eqn: _compat.JaxprEqn) -> bool:
-    return _regions.is_region(eqn) and _regions.weight_position(eqn) is not None
-
-
-def _is_empty(eqn: _compat.JaxprEqn) -> bool:
-    return 0 in _regions.anchor_of(eqn).outvars[0].aval.shape
-
-
 def _channels(eqn: _compat.JaxprEqn) -> tuple[int, ...]:
     return tuple(sorted(contraction.weight_dims(_regions.anchor_of(eqn), _regions.weight_position(eqn))))
 
@@ -136,7 +129,7 @@ def _drawn(shape: tuple[int, ...], channels: tuple[int, ...], seed: int) -> np.n
 
 def _tapped(eqn: _compat.JaxprEqn, values: Sequence[Any], taps: Mapping[str, Any]) -> list[Any] | None:
     """A layer with a tap added to its product."""
-    if not _is_layer(eqn) or eqn.params["id"] not in taps:
+    if not _regions.is_region(eqn) or eqn.params["id"] not in taps:
         return None
     anchor, tap = _regions.anchor_of(eqn), taps[eqn.params["id"]]
     add = lambda inner, given: [_compat.bind(inner, given)[0] + tap] if inner is anchor else None

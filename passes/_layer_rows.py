@@ -72,20 +72,15 @@ def inputs_of(layer: Layer, most: int, seed: int) -> InputRows | None:
     product = RowProduct.of(layer.anchor, _regions.weight_position(layer.eqn))
     if product is None:
         return None
-    drawn, order = _drawn(layer, product, most, seed)
-    key = ("rows", str(layer.anchor), tuple(v.aval.shape for v in layer.anchor.invars), product.position)
-    draw = compiled(key, lambda: lambda x, rows: product.rows(x)[:, rows])
-    wanted = [layer.anchor.invars[1 - product.position]]
-    parts = [draw(*layer.values(wanted, batch, simulated=True), rows) for batch, rows in enumerate(drawn)]
-    return InputRows(product, jnp.concatenate(parts, axis=1)[:, order])
+    return InputRows(product, _inputs(layer, product, *_drawn(layer, product, most, seed)))
 
 
 def rows_of(layer: Layer, most: int, seed: int) -> LayerRows | None:
     """The rows of a layer; arguments and None as for `inputs_of`."""
-    inputs = inputs_of(layer, most, seed)
-    if inputs is None:
+    product = RowProduct.of(layer.anchor, _regions.weight_position(layer.eqn))
+    if product is None:
         return None
-    product, epilogue = inputs.product, Epilogue.of(layer.eqn.params["body"], layer.anchor)
+    epilogue = Epilogue.of(layer.eqn.params["body"], layer.anchor)
     drawn, order = _drawn(layer, product, most, seed)
     parts: list[tuple[Any, list[Any]]] = []
     for batch, rows in enumerate(drawn):
@@ -96,7 +91,7 @@ def rows_of(layer: Layer, most: int, seed: int) -> LayerRows | None:
     whole = lambda arrays: jnp.concatenate(arrays, axis=1)[:, order]
     counts = [len(rows) for rows in drawn]
     joined = [_joined([p[1][k] for p in parts], counts, whole) for k in range(len(epilogue.sides))]
-    return LayerRows(product, inputs.x, epilogue, joined, whole([p[0] for p in parts]))
+    return LayerRows(product, _inputs(layer, product, drawn, order), epilogue, joined, whole([p[0] for p in parts]))
 
 
 def _drawn(layer: Layer, product: RowProduct, most: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -106,6 +101,15 @@ def _drawn(layer: Layer, product: RowProduct, most: int, seed: int) -> tuple[lis
     room = max(1, _MOST_BYTES // max(1, 4 * groups * depth))
     drawn = [rng.permutation(rows)[: -(-min(most, room) // count)] for _ in range(count)]
     return drawn, rng.permutation(sum(map(len, drawn)))
+
+
+def _inputs(layer: Layer, product: RowProduct, drawn: list[np.ndarray], order: np.ndarray) -> Any:
+    """The rows of the operand that is no weight."""
+    key = ("rows", str(layer.anchor), tuple(v.aval.shape for v in layer.anchor.invars), product.position)
+    draw = compiled(key, lambda: lambda x, rows: product.rows(x)[:, rows])
+    wanted = [layer.anchor.invars[1 - product.position]]
+    parts = [draw(*layer.values(wanted, batch, simulated=True), rows) for batch, rows in enumerate(drawn)]
+    return jnp.concatenate(parts, axis=1)[:, order]
 
 
 def _side_rows(product: RowProduct, side: Any, shape: tuple[int, ...]) -> Any:

@@ -123,10 +123,11 @@ def layers_of(program: Program) -> list[_compat.JaxprEqn]:
 def in_loops(program: Program) -> list[str]:
     """The regions with a weight in bodies of loops and branches, which a walk does not visit."""
     bodies = loops.nested(program)[1:]
-    return [e.params["id"] for body in bodies for e in body.eqns if _is_weighted(e)]
+    return [e.params["id"] for body in bodies for e in body.eqns if is_weighted(e)]
 
 
-def _is_weighted(eqn: _compat.JaxprEqn) -> bool:
+def is_weighted(eqn: _compat.JaxprEqn) -> bool:
+    """Whether an equation is a region with a weight."""
     return _regions.is_region(eqn) and _regions.weight_position(eqn) is not None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.ir import _compat, classes
-from qcompiler.ir.constants import Constants
+from qcompiler.ir.constants import HUGE, Constants
 from qcompiler.ir.program import Program
 
 #: A variable, or an operand that is constant: (id of the equation, position).
@@ -25,8 +25,6 @@ Key = Any
 RESULT = -1
 #: What has grown over so many equations without an end ends nowhere.
 _MOST_STEPS = 256
-#: Magnitudes from here on stand for infinity; bfloat16's end too.
-_HUGE = 2.0**120
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,7 +144,7 @@ class Spread:
     def _is_huge(self, atom: Any) -> bool:
         """Whether a constant is a number that stands for infinity, such as `finfo.max`, which a factor takes there."""
         number = self.constants.uniform(atom)
-        return number is not None and abs(number) > _HUGE
+        return number is not None and abs(number) > HUGE
 
     def is_free(self, var: _compat.Var) -> bool:
         """Whether a value is computed and read inside of the program alone, so that nobody else sees its numbers."""

@@ -55,7 +55,7 @@ def places(program: Program, constants: Constants) -> list[Place]:
     found: list[Place] = []
     taken: set[int] = set()
     for eqn in program.eqns:
-        if eqn.primitive.name != "dot_general" or id(eqn) in taken or _is_empty(eqn):
+        if eqn.primitive.name != "dot_general" or id(eqn) in taken or classes.is_empty(eqn):
             continue
         held = [k for k in (0, 1) if eqn.invars[k] in constants]
         if len(held) == 2:
@@ -72,10 +72,6 @@ def places(program: Program, constants: Constants) -> list[Place]:
             found.append(place)
             taken.update(map(id, place.products))
     return found
-
-
-def _is_empty(eqn: _compat.JaxprEqn) -> bool:
-    return any(0 in v.aval.shape for v in (*eqn.invars, *eqn.outvars))
 
 
 def _seeded(program: Program, constants: Constants, eqn: _compat.JaxprEqn, position: int) -> Spread | None:
@@ -123,7 +119,7 @@ def _inserted(program: Program, constants: Constants, eqn: _compat.JaxprEqn, pos
         return None
     products = []
     for user, k in program.users[atom]:
-        if user.primitive.name != "dot_general" or user.invars[1 - k] not in constants or _is_empty(user):
+        if user.primitive.name != "dot_general" or user.invars[1 - k] not in constants or classes.is_empty(user):
             continue
         if user.params["dimension_numbers"][0][k] != contract or user.invars[1 - k].aval.dtype.itemsize < 4:
             continue

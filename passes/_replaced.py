@@ -15,6 +15,15 @@ from qcompiler.ir.program import Builder, Program, rewrite
 Operand = tuple[_compat.JaxprEqn, int, np.ndarray]
 
 
+def bind(eqn: _compat.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """The results of an equation some of whose operands are arrays over the channels now."""
+    if eqn.primitive.name == "clamp":
+        # Its bounds are numbers, or as large as what they bound.
+        low, x, high = values
+        return [lax.min_p.bind(lax.max_p.bind(x, low), high)]
+    return list(_compat.bind(eqn, values))
+
+
 def with_constants(
     program: Program,
     stage: str,
@@ -48,11 +57,7 @@ def with_constants(
             return None
         for position, constant in own.get(id(eqn), {}).items():
             values[position] = builder.weight(*constant)
-        if eqn.primitive.name == "clamp":
-            # Its bounds are numbers, or as large as what they bound.
-            low, x, high = values
-            return [lax.min_p.bind(lax.max_p.bind(x, low), high)]
-        results = list(_compat.bind(eqn, values))
+        results = bind(eqn, values)
         if id(eqn) in shift_of:
             results[0] = lax.add_p.bind(results[0], builder.weight(*shift_of[id(eqn)]))
         return results

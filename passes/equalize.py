@@ -21,6 +21,7 @@ import numpy as np
 
 from qcompiler.errors import QuantizationError
 from qcompiler.ir import identity
+from qcompiler.ir.constants import HUGE
 from qcompiler.ir.program import Program
 from qcompiler.passes._balance import WeightGroups, balance
 from qcompiler.passes._channel_walk import Site, Walk
@@ -29,8 +30,6 @@ from qcompiler.passes._replaced import with_constants
 #: Channels are far apart where the largest factor is so many times the middle one: most of them use an eighth of the
 #: range that all share then, and 5 of its 8 bits. Trained networks stay below, unless something rescaled them.
 FAR_APART = 8.0
-#: Magnitudes from here on stand for infinity; bfloat16's end too.
-_HUGE = 2.0**120
 
 
 def equalize(program: Program, least: float = 1.0) -> Program:
@@ -78,7 +77,7 @@ def _beside_huge(walk: Walk) -> np.ndarray:
     huge = np.zeros(len(walk.groups), bool)
     for site in walk.numbers:
         held = np.abs(np.asarray(walk.constants.value(site.eqn.invars[site.position])).astype(np.float64))
-        if np.max(held, initial=0.0, where=np.isfinite(held)) > _HUGE:
+        if np.max(held, initial=0.0, where=np.isfinite(held)) > HUGE:
             huge[np.unique(walk.groups.roots(site.outside))] = True
     return huge
 

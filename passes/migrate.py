@@ -27,6 +27,7 @@ from qcompiler.errors import QuantizationError
 from qcompiler.ir import _compat
 from qcompiler.ir.constants import Constants
 from qcompiler.ir.program import Builder, Program, rewrite
+from qcompiler.passes import _replaced
 from qcompiler.passes._migration_places import Place, places
 from qcompiler.passes._migration_samples import Seen, canonical, observe
 from qcompiler.passes._migration_search import LEAST_GAIN_DB, LEAST_GAIN_FOR_COST_DB, Chosen, Operand, choose
@@ -177,11 +178,7 @@ def apply(program: Program, decision: Decision) -> Program:
                 scaled = (held.astype(np.float64) * factors[use]).astype(held.dtype)
                 values[k] = builder.weight(f"{name}:migrated@{ids[eqn.outvars[0]]}", scaled)
         changed = any(use in inserted or use in factors for use in uses)
-        if changed and eqn.primitive.name == "clamp":
-            # Its bounds are numbers, or as large as what they bound.
-            low, x, high = values
-            return [lax.min_p.bind(lax.max_p.bind(x, low), high)]
-        return _compat.bind(eqn, values) if changed else None
+        return _replaced.bind(eqn, values) if changed else None
 
     rescaled = {ids[eqn.outvars[0]] for eqn in program.eqns if any((id(eqn), k) in factors for k in (0, 1))}
     norms = {key: norm for key, norm in program.notes.get("norms", {}).items() if key not in rescaled}

@@ -84,6 +84,11 @@ def is_integer(atom: Any) -> bool:
     return dtypes.issubdtype(atom.aval.dtype, np.integer) or atom.aval.dtype == bool
 
 
+def is_empty(eqn: Any) -> bool:
+    """Whether an operand or a result of an equation has no elements."""
+    return any(0 in v.aval.shape for v in (*eqn.invars, *eqn.outvars))
+
+
 def multiply_adds(eqn: Any) -> int:
     """Multiply-adds of a dot or conv, and of those in an equation's bodies: each step of a scan, the largest branch."""
     if eqn.primitive.name in PRODUCT:

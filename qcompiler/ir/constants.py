@@ -10,6 +10,9 @@ import numpy as np
 from qcompiler.ir import _compat
 from qcompiler.ir.program import Program
 
+#: Magnitudes from here on stand for infinity, as `finfo.max` does, bfloat16's too: a factor would take them there.
+HUGE = 2.0**120
+
 
 class Constants:
     """Values known before any input: weights, literals, and what is computed from them. Computed when asked for."""

@@ -86,15 +86,15 @@ def test_without_derivatives_nothing_is_said(fun):
     assert set(model.program.notes["corrected"]) >= {REGION}
 
 
-def _masked(p, x, mask):
-    """Rows that a mask leaves out are computed, and nobody reads them."""
-    return jnp.sum(jax.nn.relu(x @ p["w"] + p["b"]) * mask[:, None], axis=0)
-
-
 def test_products_without_elements_have_none():
     fun = lambda p, x: (x @ p["w"] + p["b"], x @ p["w"][:, :0])
     x = normal(8, 16)
     assert list(influences(_partitioned(fun, WEIGHTS, x), [[x]])) == [REGION]
+
+
+def _masked(p, x, mask):
+    """Rows that a mask leaves out are computed, and nobody reads them."""
+    return jnp.sum(jax.nn.relu(x @ p["w"] + p["b"]) * mask[:, None], axis=0)
 
 
 def test_rows_that_nobody_reads_do_not_shift_biases(passes):
